@@ -1,0 +1,330 @@
+"""Every setting of the pipeline, typed and strict; `params.yaml` is the one place where the values stand.
+
+No field has a default here: a preset is a whole file, so a value is never hidden in code. An unknown key, a missing key
+or a value of the wrong type or range is a `ConfigError` that names the key and the nearest one that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist, is missing, or has a value that cannot be used; the text says what to change."""
+
+
+class Section(BaseModel):
+    """A frozen, strict group of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Runtime(Section):
+    """How to run on this machine. Not a DVC dependency: nothing here changes a result."""
+
+    device: str  # auto | cpu | cuda | cuda:N
+    workers: Positive  # worker processes of crop and parse
+    video_deadline_s: PositiveFloat  # a video that takes longer is killed and refused (reason: deadline)
+    checkpoint_every_s: PositiveFloat  # a killed training run loses at most this much
+
+
+class Demo(Section):
+    """The embedded renderer of talking heads."""
+
+    people: Positive
+    frames: Positive
+    size_px: Positive
+    fps: Positive
+    max_yaw_deg: NonNegativeFloat
+
+
+class Folder(Section):
+    """Any directory tree of videos."""
+
+    path: str
+    limit: NonNegative  # 0: all
+    identity_pattern: str  # first group of this regular expression on the file name; no match: parent folder or file stem
+
+
+class Acquire(Section):
+    """Where the videos come from, and who is kept for testing."""
+
+    source: Literal["demo", "folder"]
+    demo: Demo
+    folder: Folder
+    test_fraction: Fraction  # of the people
+    seed: NonNegative
+
+
+class Crop(Section):
+    """Raw video -> square face crops of `clip_frames` consecutive frames."""
+
+    size_px: Positive
+    clip_frames: Positive
+    clips_per_video: Positive
+    max_seconds: PositiveFloat  # only this much of a video's start is read
+    detect_every_frames: Positive
+    detect_long_side_px: Positive
+    min_confidence: Fraction
+    min_detected_fraction: Fraction  # of the frames looked at must show the face
+    min_face_px: Positive  # in the source video
+    second_face_ratio: Fraction  # another face at least this large (relative to the first): refused
+    margin: NonNegativeFloat  # the union of the face boxes grows by this share of its size on every side
+    shard_clips: Positive
+
+
+class Parse(Section):
+    """Head masks: 19 CelebAMask-HQ classes per pixel."""
+
+    method: Literal["grabcut"]
+    work_px: Positive  # longest side at which a frame is segmented
+    iterations: Positive
+    smooth_frames: Positive  # odd window of the temporal majority vote
+    head_labels: list[NonNegative]  # classes that make up the head
+
+
+class Camera(Section):
+    """Perspective camera of Eq. 2 and the bounds on depth and pose."""
+
+    fov_deg: PositiveFloat
+    distance_m: PositiveFloat
+    depth_min_m: PositiveFloat
+    depth_max_m: PositiveFloat
+    border_depth_m: PositiveFloat
+    max_angle_deg: PositiveFloat
+    max_translation_m: PositiveFloat
+
+
+class DepthNet(Section):
+    """F_D."""
+
+    encoder: Literal["mobilenet_v2", "slim"]
+    width: Positive  # channels of the decoder's first block
+
+
+class PoseNet(Section):
+    """F_P."""
+
+    backbone: Literal["resnet18", "resnet50"]
+    input_px: Positive
+
+
+class Optim(Section):
+    """What every training stage has in common."""
+
+    batch_videos: Positive
+    references: Positive  # N
+    steps: Positive
+    lr_drop_step: Positive  # the learning rates drop by 0.1 here
+    log_every_steps: Positive
+    seed: NonNegative
+
+
+class Geometry(Section):
+    """Stage 1 (Sec. 3.1): F_D and F_P, Eq. 4."""
+
+    camera: Camera
+    depth_net: DepthNet
+    pose_net: PoseNet
+    train: Optim
+    lr_depth: PositiveFloat
+    lr_pose: PositiveFloat
+    lambda_sym: NonNegativeFloat
+    lambda_depth: NonNegativeFloat
+    bootstrap_steps: NonNegative  # landmark pose and ellipsoid depth before Eq. 4
+    lambda_prior: NonNegativeFloat  # the same two, kept as a weak prior beside Eq. 4
+
+
+class CoderNet(Section):
+    """Image encoder and decoder after Johnson et al. with two downsampling blocks."""
+
+    width: Positive  # channels of the first convolution (paper scale: 64)
+    residual_blocks: NonNegative
+
+
+class Canonical(Section):
+    """Stage 2 (Sec. 3.2): E_H, ConvLSTM, Omega_H, Eq. 6."""
+
+    net: CoderNet
+    train: Optim
+    lr: PositiveFloat
+
+
+class FlowNet(Section):
+    """Phi: region predictor and dense flow after MRAA."""
+
+    regions: Positive
+    scale: PositiveFloat  # image scale at which Phi works
+    width: Positive
+    max_width: Positive
+    blocks: Positive
+    temperature: PositiveFloat
+
+
+class Perceptual(Section):
+    """Pyramid of feature distances (L_rec of Eq. 8)."""
+
+    backbone: Literal["vgg19", "vgg19_random", "slim_random"]
+    layer_weights: list[NonNegativeFloat]  # relu1_1 ... relu5_1
+    scales: list[PositiveFloat]
+    pixel_weight: NonNegativeFloat  # L1 on pixels beside it
+
+
+class Fusion(Section):
+    """Stage 3 (Sec. 3.3): E_F, Phi, Omega_F, Eq. 7 and 8."""
+
+    net: CoderNet
+    flow_net: FlowNet
+    perceptual: Perceptual
+    equivariance_weight: NonNegativeFloat
+    train: Optim
+    lr: PositiveFloat
+
+
+class Generate(Section):
+    """Self-reconstruction and cross-identity videos (Sec. 4.1)."""
+
+    methods: list[Literal["head3d", "mean_canonical", "copy_reference"]]
+    self_pairs: NonNegative  # at most; 0: as many as the test set has
+    cross_pairs: NonNegative
+    references: Positive
+    mode: Literal["absolute", "relative"]
+    seed: NonNegative
+
+
+class Evaluate(Section):
+    """Table 1 and its trivial baseline."""
+
+    lpips_backbone: Literal["alex", "vgg", "squeeze"]
+    lpips_weights: str  # file with the backbone's ImageNet weights; empty: the registry's place
+    frame_stride: Positive  # LPIPS looks at every n-th frame
+
+
+class Study(Section):
+    """Paired user study (Sec. 4.1)."""
+
+    raters: Positive
+    pairs_per_method: Positive
+    repeats: NonNegative
+    seed: NonNegative
+
+
+class Report(Section):
+    """The HTML report."""
+
+    examples: Positive  # sheets and videos of each setting
+    frames_per_sheet: Positive
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    runtime: Runtime
+    acquire: Acquire
+    crop: Crop
+    parse: Parse
+    geometry: Geometry
+    canonical: Canonical
+    fusion: Fusion
+    generate: Generate
+    evaluate: Evaluate
+    study: Study
+    report: Report
+
+
+SectionT = TypeVar("SectionT", bound=BaseModel)
+
+
+def _field_names(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """Names of the settings that stand beside the one at `path` in `model`."""
+    for part in path[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    lines = []
+    for item in error.errors():
+        path = item["loc"]
+        key = ".".join(str(part) for part in path) or "(top level)"
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(path[-1]), _field_names(model, path), n=1, cutoff=0.4)
+            parent = ".".join(str(part) for part in path[:-1])
+            hint = f"; did you mean '{'.'.join(filter(None, [parent, near[0]]))}'?" if near else ""
+            lines.append(f"'{key}' is not a setting{hint}")
+        elif item["type"] == "missing":
+            lines.append(f"'{key}' is missing; `head3d preset demo` writes a complete file")
+        else:
+            lines.append(f"'{key}' = {item['input']!r}: {item['msg'][:1].lower()}{item['msg'][1:]}")
+    return f"{where}: " + "; ".join(lines)
+
+
+def build(model: type[SectionT], values: Any, where: str = "params") -> SectionT:
+    """Check `values` against `model`.
+
+    Args:
+        model: A section class of this module.
+        values: Nested dict, as read from YAML or JSON.
+        where: What to call the source in an error.
+
+    Returns:
+        The frozen section.
+
+    Raises:
+        ConfigError: A key is unknown, missing, or its value does not fit.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, model, where)) from None
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check a whole params file.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or holds a setting that does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; `head3d preset demo` writes one")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    params = build(Params, values, str(path))
+    _check_across(params, str(path))
+    return params
+
+
+def _check_across(params: Params, where: str) -> None:
+    """Rules that tie several settings together."""
+    camera = params.geometry.camera
+    if not camera.depth_min_m < camera.distance_m < camera.depth_max_m:
+        raise ConfigError(f"{where}: geometry.camera needs depth_min_m < distance_m < depth_max_m")
+    if params.crop.size_px % 16:
+        raise ConfigError(f"{where}: crop.size_px = {params.crop.size_px} must be a multiple of 16")
+    if params.parse.smooth_frames % 2 == 0:
+        raise ConfigError(f"{where}: parse.smooth_frames = {params.parse.smooth_frames} must be odd")
+    if params.acquire.source == "folder" and not params.acquire.folder.path:
+        raise ConfigError(f"{where}: acquire.folder.path is empty; `head3d preset local --folder DIR` sets it")
+
+
+def to_json(section: BaseModel) -> str:
+    """One line of JSON with sorted keys: what is hashed, and what is stored beside weights."""
+    return json.dumps(section.model_dump(), sort_keys=True)
