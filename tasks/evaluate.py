@@ -1,0 +1,178 @@
+"""Table 1: self-reconstruction against the truth, beside copying the reference frame; and whether outputs move.
+
+Only the lossless frames of `generated/frames.zarr` are measured, never the mp4 files.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import zarr
+
+from models.config import Params
+from tasks.errors import StageError
+from tasks.metrics import definitions, mean_or_none, measure
+from tasks.paths import Paths
+from tasks.perceptual_metric import PerceptualMetric
+from tasks.progress import progress
+from tasks.stores import array, open_store
+
+BASELINE = "copy_reference"
+OURS = "head3d"
+
+STATIC_SHARE = 0.1
+"""An output whose mean frame difference is below this share of the driving video's counts as static."""
+
+MOTION_DEFINITIONS = {
+    "motion_correlation": "Pearson correlation over time between the frame-difference energy of output and driving video; "
+    "0 for an output without any motion; mean over videos",
+    "motion_ratio": "mean absolute frame difference of the output divided by the driving video's; mean over videos",
+    "static": f"share of outputs whose motion is below {STATIC_SHARE:.0%} of the driving video's",
+}
+
+
+def motion_energy(frames: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of neighbouring frames, [0, 1] RGB.
+
+    Args:
+        frames: `(T, H, W, 3)` uint8.
+
+    Returns:
+        `(T - 1,)` float64.
+    """
+    difference = np.abs(np.diff(frames.astype(np.int16), axis=0))
+    return difference.mean(axis=(1, 2, 3)) / 255.0
+
+
+def motion_figures(output: np.ndarray, driving: np.ndarray) -> dict[str, float]:
+    """How much an output follows its driving video (our choice; needs no truth).
+
+    Args:
+        output: `(T, H, W, 3)` uint8.
+        driving: The same shape.
+
+    Returns:
+        `motion_correlation`, `motion_ratio` and `static` (0 or 1); NaN where the driving video itself does not move.
+    """
+    made, wanted = motion_energy(output), motion_energy(driving)
+    if len(wanted) == 0 or wanted.mean() == 0:
+        return {name: math.nan for name in MOTION_DEFINITIONS}
+    ratio = float(made.mean() / wanted.mean())
+    varies = made.std() > 1e-9 and wanted.std() > 1e-9
+    correlation = float(np.corrcoef(made, wanted)[0, 1]) if varies else 0.0
+    return {"motion_correlation": correlation, "motion_ratio": ratio, "static": float(ratio < STATIC_SHARE)}
+
+
+def read_pairs(paths: Paths) -> pd.DataFrame:
+    """The table of generated pairs.
+
+    Raises:
+        StageError: There is none.
+    """
+    path = paths.generated / "pairs.csv"
+    if not path.is_file():
+        raise StageError(f"{path} does not exist; `dvc repro generate` makes it")
+    text = {"pair": str, "subject_clip": str, "driving_clip": str, "subject_identity": str, "driving_identity": str}
+    return pd.read_csv(path, dtype=text, keep_default_na=False)
+
+
+def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
+    """Measure every generated pair and write `table1.csv`, `motion.csv` and `per_video.csv`.
+
+    Args:
+        params: All settings; `evaluate` and `generate.methods` are used.
+        paths: Where the data lies.
+        fingerprint: Unused: the tables are written anew in seconds, so nothing has to be resumed.
+
+    Returns:
+        Flat figures: `l2_head3d`, `l2_copy_reference`, `l2_ratio_to_copy`, ..., and the definitions.
+
+    Raises:
+        StageError: No pair could be measured.
+    """
+    del fingerprint
+    pairs = read_pairs(paths)
+    good = pairs[pairs["status"] == "ok"]
+    if not (good["setting"] == "self").any():
+        raise StageError(
+            f"none of the {len(pairs)} generated pairs is a finished self-reconstruction; "
+            "see the reasons in generated/pairs.csv (a test video needs two clips)"
+        )
+    device = torch.device(_device(params))
+    perceptual = PerceptualMetric(params.evaluate, device)
+    per_video = _measure_all(params.generate.methods, good, paths, perceptual)
+    figures = ["l2", "psnr_db", perceptual.name]
+    table = _table(per_video[per_video["setting"] == "self"], figures)
+    motion = _table(per_video, list(MOTION_DEFINITIONS), ["dataset", "setting", "method"])
+    paths.metrics.mkdir(parents=True, exist_ok=True)
+    per_video.to_csv(paths.metrics / "per_video.csv", index=False, float_format="%.6g")
+    table.to_csv(paths.metrics / "table1.csv", index=False, float_format="%.6g")
+    motion.to_csv(paths.metrics / "motion.csv", index=False, float_format="%.6g")
+    summary = _summary(per_video, figures)
+    summary["pairs"] = len(pairs)
+    summary["pairs_failed"] = len(pairs) - len(good)
+    summary["pairs_seen_in_training"] = int(good["seen_in_training"].astype(int).sum())
+    all_definitions = {**definitions(perceptual), **MOTION_DEFINITIONS}
+    return {**summary, **{f"definition_{name}": text for name, text in all_definitions.items()}}
+
+
+def _device(params: Params) -> str:
+    wanted = params.runtime.device
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def _measure_all(methods: list[Any], good: pd.DataFrame, paths: Paths, perceptual: PerceptualMetric) -> pd.DataFrame:
+    """One row per pair and method."""
+    truth = array(open_store(paths.clips), "frames")
+    generated = open_store(paths.generated / "frames.zarr")
+    rows: list[dict[str, Any]] = []
+    with progress("evaluate", len(good) * len(methods), "video") as bar:
+        for pair in good.to_dict("records"):
+            driving = np.asarray(truth[int(pair["driving_row"])])
+            for method in methods:
+                output = _output(generated, method, pair)
+                row = {"pair": pair["pair"], "setting": pair["setting"], "method": method, "dataset": pair["dataset"]}
+                if pair["setting"] == "self":
+                    row.update(measure(output, driving, perceptual))
+                row.update(motion_figures(output, driving))
+                rows.append({**row, "seen_in_training": int(pair["seen_in_training"])})
+                bar.update()
+    return pd.DataFrame(rows)
+
+
+def _output(generated: zarr.Group, method: str, pair: dict[str, Any]) -> np.ndarray:
+    name = f"{method}/{pair['setting']}"
+    if name not in generated:
+        raise StageError(f"generated/frames.zarr has no array {name}; run `dvc repro --force generate`")
+    return np.asarray(array(generated, name)[int(pair["index"])])
+
+
+def _table(per_video: pd.DataFrame, figures: list[str], by: list[str] | None = None) -> pd.DataFrame:
+    """Means over videos by dataset and method, in the order of the methods, and how many videos they are over."""
+    by = by or ["dataset", "method"]
+    groups = per_video.groupby(by, sort=False)
+    table = groups[figures].mean().reset_index()
+    table["videos"] = groups.size().to_numpy()
+    return table.sort_values([name for name in by if name != "method"], kind="stable")
+
+
+def _summary(per_video: pd.DataFrame, figures: list[str]) -> dict[str, Any]:
+    """Flat figures over all datasets: `{figure}_{method}`, `{motion figure}_{method}_{setting}`, and the comparison."""
+    summary: dict[str, Any] = {}
+    for method, rows in per_video.groupby("method", sort=False):
+        for setting, part in rows.groupby("setting", sort=False):
+            summary[f"videos_{method}_{setting}"] = len(part)
+            for name in MOTION_DEFINITIONS:
+                summary[f"{name}_{method}_{setting}"] = mean_or_none(part[name].tolist())
+            if setting == "self":
+                summary.update({f"{name}_{method}": mean_or_none(part[name].tolist()) for name in figures})
+    ours, copy = summary.get(f"l2_{OURS}"), summary.get(f"l2_{BASELINE}")
+    if ours is not None and copy:
+        wide = per_video[per_video["setting"] == "self"].pivot(index="pair", columns="method", values="l2")
+        summary["l2_ratio_to_copy"] = ours / copy
+        summary["l2_better_than_copy"] = float((wide[OURS] < wide[BASELINE]).mean())
+    return summary
