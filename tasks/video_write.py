@@ -16,8 +16,8 @@ TIME_BASE_HZ = 90_000
 def write_video(path: str | Path, frames: np.ndarray, fps: float, crf: float = 18) -> None:
     """Write an H.264/yuv420p mp4 that starts playing before it is loaded (faststart), without sound.
 
-    One encoder thread and bit-exact flags make the bytes the same on every run. yuv420p needs even sizes: an odd width or
-    height gets its last column or row twice. The file appears under its name only when it is complete.
+    One encoder thread and bit-exact flags make the bytes the same on every run. yuv420p needs even sizes: an odd width
+    or height gets its last column or row twice. The file appears under its name only when it is complete.
 
     Args:
         path: The file to write; its folder is made when it is missing.
@@ -46,9 +46,8 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, crf: float = 1
             stream.codec_context.thread_count = 1
             stream.options = {"crf": str(crf), "preset": "medium", "flags": "+bitexact", "threads": "1"}
             for index, image in enumerate(frames):
-                if odd_h or odd_w:
-                    image = np.pad(image, ((0, odd_h), (0, odd_w), (0, 0)), mode="edge")
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                even = np.pad(image, ((0, odd_h), (0, odd_w), (0, 0)), mode="edge")
+                picture = av.VideoFrame.from_ndarray(even, format="rgb24")
                 picture.pts = round(index * TIME_BASE_HZ / fps)
                 picture.time_base = Fraction(1, TIME_BASE_HZ)
                 out.mux(stream.encode(picture))
