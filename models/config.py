@@ -55,7 +55,9 @@ class Folder(Section):
 
     path: str
     limit: NonNegative  # 0: all
-    identity_pattern: str  # first group of this regular expression on the file name; no match: parent folder or file stem
+    identity_pattern: (
+        str  # first group of this regular expression on the file name; no match: parent folder or file stem
+    )
 
 
 class Acquire(Section):
@@ -99,7 +101,6 @@ class Camera(Section):
     """Perspective camera of Eq. 2 and the bounds on depth and pose."""
 
     fov_deg: PositiveFloat
-    distance_m: PositiveFloat
     depth_min_m: PositiveFloat
     depth_max_m: PositiveFloat
     border_depth_m: PositiveFloat
@@ -143,7 +144,8 @@ class Geometry(Section):
     lr_pose: PositiveFloat
     lambda_sym: NonNegativeFloat
     lambda_depth: NonNegativeFloat
-    bootstrap_steps: NonNegative  # landmark pose and ellipsoid depth before Eq. 4
+    bootstrap_steps: NonNegative  # on landmark pose and ellipsoid depth, before the steps of Eq. 4
+    lr_bootstrap: PositiveFloat
     lambda_prior: NonNegativeFloat  # the same two, kept as a weak prior beside Eq. 4
 
 
@@ -315,8 +317,10 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 def _check_across(params: Params, where: str) -> None:
     """Rules that tie several settings together."""
     camera = params.geometry.camera
-    if not camera.depth_min_m < camera.distance_m < camera.depth_max_m:
-        raise ConfigError(f"{where}: geometry.camera needs depth_min_m < distance_m < depth_max_m")
+    if not camera.depth_min_m < 1.0 < camera.depth_max_m:
+        raise ConfigError(
+            f"{where}: geometry.camera needs depth_min_m < 1.0 (the head's centre, Sec. 3.1) < depth_max_m"
+        )
     if params.crop.size_px % 16:
         raise ConfigError(f"{where}: crop.size_px = {params.crop.size_px} must be a multiple of 16")
     if params.parse.smooth_frames % 2 == 0:

@@ -1,0 +1,106 @@
+"""The image encoder and decoder of stages 2 and 3 (Sec. 4.2, after Johnson et al. [17]), two downsampling blocks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import CoderNet
+
+
+def conv_block(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, instance norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, padding_mode="reflect"),
+        nn.InstanceNorm2d(channels_out, affine=True),
+        nn.ReLU(),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(norm(conv(x)))) at constant size."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv_block(channels, channels, 3),
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
+            nn.InstanceNorm2d(channels, affine=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to the same."""
+        return x + self.body(x)
+
+
+class ImageEncoder(nn.Module):
+    """E_H and E_F: image to features at a quarter of its size."""
+
+    def __init__(self, config: CoderNet) -> None:
+        super().__init__()
+        w = config.width
+        self.body = nn.Sequential(
+            conv_block(3, w, 7), conv_block(w, 2 * w, 3, stride=2), conv_block(2 * w, 4 * w, 3, stride=2)
+        )
+        self.channels = 4 * w
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(B, 3, H, W)` in [0, 1] to `(B, 4 width, H / 4, W / 4)`."""
+        return self.body(image * 2 - 1)
+
+
+class ImageDecoder(nn.Module):
+    """Omega_H and Omega_F: features at a quarter of the size to an image.
+
+    `refine` (the residual blocks) and `paint` (the upsampling) can be called apart: stage 3 takes e_dec of Eq. 7
+    between the two.
+    """
+
+    def __init__(self, config: CoderNet) -> None:
+        super().__init__()
+        w = config.width
+        self.residual = nn.Sequential(*(ResidualBlock(4 * w) for _ in range(config.residual_blocks)))
+        self.up1, self.up2 = conv_block(4 * w, 2 * w, 3), conv_block(2 * w, w, 3)
+        self.out = nn.Conv2d(w, 3, 7, padding=3, padding_mode="reflect")
+
+    def refine(self, feature: Tensor) -> Tensor:
+        """Residual blocks: `(B, 4 width, h, w)` to the same."""
+        return self.residual(feature)
+
+    def paint(self, feature: Tensor) -> Tensor:
+        """Features to the image: `(B, 4 width, H / 4, W / 4)` to `(B, 3, H, W)` in [0, 1]."""
+        x = self.up1(F.interpolate(feature, scale_factor=2, mode="nearest"))
+        x = self.up2(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return torch.sigmoid(self.out(x))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """`(B, 4 width, H / 4, W / 4)` to `(B, 3, H, W)` in [0, 1]."""
+        return self.paint(self.refine(feature))
+
+
+class ConvLSTM(nn.Module):
+    """Lambda: one layer of convolutional LSTM that gathers features over the references (Sec. 3.2, [34])."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gates = nn.Conv2d(2 * channels, 4 * channels, 3, padding=1)
+        with torch.no_grad():  # an open forget gate at the start: the first references are not lost
+            self.gates.bias[channels : 2 * channels] = 1.0  # type: ignore[index]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Gather a sequence of any length.
+
+        Args:
+            features: h_i^c in order, `(B, N, C, h, w)`.
+
+        Returns:
+            h^c, `(B, C, h, w)`.
+        """
+        hidden = cell = torch.zeros_like(features[:, 0])
+        for feature in features.unbind(1):
+            gates = self.gates(torch.cat([feature, hidden], dim=1))
+            take, keep, show, new = gates.chunk(4, dim=1)
+            cell = keep.sigmoid() * cell + take.sigmoid() * new.tanh()
+            hidden = show.sigmoid() * cell.tanh()
+        return hidden

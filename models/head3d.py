@@ -1,0 +1,151 @@
+"""The trained model at work (Sec. 3.4): a subject's canonical head once, then one frame out per driving frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.canonical import (
+    CanonicalHead,
+    RecurrentCanonical,
+    mean_canonical,
+    recurrent_head,
+    render_head,
+    warp_references,
+)
+from models.config import Camera
+from models.depth_net import DepthNetwork
+from models.fusion import FusionNetwork
+from models.geometry import intrinsics
+from models.motion import FusionMaps
+from models.pose_net import HeadPose, PoseNetwork
+
+
+class Subject(NamedTuple):
+    """What is computed once per subject.
+
+    Attributes:
+        head: x_hat^c (or x_bar^c for the ablation), one row.
+        depth: d^c, `(1, H, W)`, metres.
+        reference: s_ref, `(1, 3, H, W)`.
+        reference_pose: Pose of s_ref.
+    """
+
+    head: CanonicalHead
+    depth: Tensor
+    reference: Tensor
+    reference_pose: HeadPose
+
+
+class Output(NamedTuple):
+    """What is made per driving frame.
+
+    Attributes:
+        image: s_hat, `(B, 3, H, W)`, in [0, 1].
+        head: x_hat_dri, `(B, 3, H, W)`.
+        maps: Flows and attention of Phi.
+    """
+
+    image: Tensor
+    head: Tensor
+    maps: FusionMaps
+
+
+@dataclass
+class Head3D:
+    """The five trained parts, frozen.
+
+    Attributes:
+        depth: F_D.
+        pose: F_P.
+        canonical: E_H, Lambda, Omega_H.
+        fusion: E_F, Phi, Omega_F.
+        camera: The camera they were trained with.
+        size_px: The frame size they were trained at.
+    """
+
+    depth: DepthNetwork
+    pose: PoseNetwork
+    canonical: RecurrentCanonical
+    fusion: FusionNetwork
+    camera: Camera
+    size_px: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks lie."""
+        return next(self.fusion.parameters()).device
+
+    @torch.no_grad()
+    def subject(self, images: Tensor, masks: Tensor, reference: int, use_mean: bool = False) -> Subject:
+        """Build the canonical head of a subject.
+
+        Args:
+            images: The N reference frames, `(N, 3, H, W)`, in [0, 1].
+            masks: Their head masks, `(N, 1, H, W)`.
+            reference: Which of them is s_ref.
+            use_mean: Take x_bar^c instead of x_hat^c (the ablation of Table 3).
+
+        Returns:
+            The subject's state, for `drive`.
+        """
+        heads = images * masks
+        K = intrinsics(images.shape[-2], images.shape[-1], self.camera.fov_deg, device=images.device)
+        pose, depth = self.pose(heads), self.depth(heads)
+        warped, warp = warp_references(heads[None], masks[None], depth[None], pose.pose(), K)
+        head = (
+            mean_canonical(warped, warp.visibility) if use_mean else recurrent_head(self.canonical, heads[None], warp)
+        )
+        one = slice(reference, reference + 1)
+        own = HeadPose(pose.angles_deg[one], pose.translation_m[one])
+        return Subject(head, self.depth(head.image), images[one], own)
+
+    @torch.no_grad()
+    def drive(self, subject: Subject, images: Tensor, masks: Tensor, first: HeadPose | None = None) -> Output:
+        """Animate the subject by driving frames.
+
+        Args:
+            subject: From `subject`.
+            images: Driving frames, `(B, 3, H, W)`, in [0, 1].
+            masks: Their head masks, `(B, 1, H, W)`.
+            first: For the relative mode: the pose of the first driving frame. The head then moves from the reference's
+            own
+                pose by what the driving head has moved since. None is the absolute mode, the paper's.
+
+        Returns:
+            The new frames.
+        """
+        pose = self.pose(images * masks)
+        if first is not None:
+            limit, reach = self.camera.max_angle_deg, self.camera.max_translation_m
+            own = subject.reference_pose
+            angles = own.angles_deg + pose.angles_deg - first.angles_deg
+            shift = own.translation_m + pose.translation_m - first.translation_m
+            pose = HeadPose(angles.clamp(-limit, limit), shift.clamp(-reach, reach))
+        batch = len(images)
+        K = intrinsics(images.shape[-2], images.shape[-1], self.camera.fov_deg, device=images.device)
+        many = CanonicalHead(*(part.expand(batch, -1, -1, -1) for part in subject.head))
+        head, _ = render_head(many, subject.depth.expand(batch, -1, -1), pose.pose(), K)
+        fused = self.fusion(head, subject.reference.expand(batch, -1, -1, -1), images)
+        return Output(fused.image, head, fused.maps)
+
+    @torch.no_grad()
+    def animate(self, subject: Subject, images: Tensor, masks: Tensor, relative: bool, chunk: int = 16) -> Output:
+        """`drive` over a whole video in bounded memory.
+
+        Args:
+            subject: From `subject`.
+            images: Driving video, `(T, 3, H, W)`, in [0, 1].
+            masks: Its head masks, `(T, 1, H, W)`.
+            relative: Relative instead of absolute poses.
+            chunk: Frames at a time.
+
+        Returns:
+            All frames; the maps are those of the last chunk.
+        """
+        first = self.pose(images[:1] * masks[:1]) if relative else None
+        parts = [self.drive(subject, i, m, first) for i, m in zip(images.split(chunk), masks.split(chunk), strict=True)]
+        return Output(torch.cat([p.image for p in parts]), torch.cat([p.head for p in parts]), parts[-1].maps)

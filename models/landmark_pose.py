@@ -1,0 +1,116 @@
+"""Head pose and a rough depth without any trained network: what stage 1 starts from.
+
+The paper starts F_D and F_P from published weights, and its loss alone does not find the pose from nothing (design:
+measured). Five face landmarks and the head mask give a start that needs no download: a weak-perspective fit of a mean
+face gives rotation and translation, and an ellipsoid that fills the mask gives depth.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.geometry import NOMINAL_DISTANCE_M, rotation_from_euler
+
+MEAN_FACE = (
+    (-0.34, -0.16, -0.62),
+    (0.34, -0.16, -0.62),
+    (0.0, 0.20, -0.98),
+    (-0.26, 0.52, -0.64),
+    (0.26, 0.52, -0.64),
+)
+"""Image-left eye, image-right eye, nose tip, mouth corners of a frontal face, about the head's centre; the unit is half
+the head's width. Rounded from textbook adult proportions (our choice; only the shape matters, the scale is fitted)."""
+
+
+def fit_landmarks(landmarks: Tensor, max_angle_deg: float, iterations: int = 20) -> tuple[Tensor, Tensor, Tensor]:
+    """Weak-perspective pose of faces from five landmarks, by damped Gauss-Newton on six parameters.
+
+    Args:
+        landmarks: Eyes, nose tip, mouth corners, image-left first, `(B, 5, 2)`, pixels.
+        max_angle_deg: Angles are kept within this bound.
+        iterations: Gauss-Newton steps.
+
+    Returns:
+        Angles (yaw, pitch, roll) `(B, 3)` in degrees, pixels per face unit `(B,)`, and the pixel of the head's centre
+        `(B, 2)`; NaN in a row whose landmarks are NaN.
+    """
+    points = landmarks.double()
+    face = points.new_tensor(MEAN_FACE)
+
+    def predict(p: Tensor) -> Tensor:
+        turned = torch.einsum("bij,kj->bki", rotation_from_euler(p[:, 0], p[:, 1], p[:, 2]), face)
+        return (turned[..., :2] * p[:, 3, None, None] + p[:, None, 4:]).flatten(1)
+
+    eyes = points[:, 1] - points[:, 0]
+    height = (points[:, 3:].mean(1) - points[:, :2].mean(1)).norm(dim=-1)
+    scale = torch.maximum(eyes.norm(dim=-1) / 0.68, height / 0.68).clamp(min=1e-3)
+    roll = torch.rad2deg(torch.atan2(eyes[:, 1], eyes[:, 0]))
+    zero = torch.zeros_like(roll)
+    p = torch.stack([zero, zero, roll, scale, *points.mean(1).unbind(-1)], dim=-1)
+    target = points.flatten(1)
+    steps = torch.stack([zero + 1e-3, zero + 1e-3, zero + 1e-3, scale * 1e-5, scale * 1e-5, scale * 1e-5], dim=-1)
+    # A weak pull of the angles towards zero: five points fix them badly where the face is nearly flat to the camera.
+    pull = torch.tensor([2e-3, 3e-3, 0.0, 0.0, 0.0, 0.0], dtype=points.dtype, device=points.device).diag()
+    for _ in range(iterations):
+        here = predict(p)
+        moved = (predict((p[:, None] + torch.diag_embed(steps)).flatten(0, 1))).view(len(p), 6, 10)
+        jacobian = ((moved - here[:, None]) / steps[..., None]).transpose(1, 2) / scale[:, None, None]
+        residual = (target - here) / scale[:, None]
+        normal = jacobian.transpose(1, 2) @ jacobian + pull**2
+        right = jacobian.transpose(1, 2) @ residual[..., None] - (pull**2 @ p[..., None])
+        damping = 1e-9 * torch.eye(6, dtype=points.dtype, device=points.device)
+        update = torch.linalg.solve(torch.nan_to_num(normal) + damping, torch.nan_to_num(right))[..., 0]
+        update[:, :3] = update[:, :3].clamp(-15, 15)
+        p = p + update
+        p[:, :3] = p[:, :3].clamp(-max_angle_deg, max_angle_deg)
+    bad = ~torch.isfinite(landmarks).flatten(1).all(1)
+    p = torch.where(bad[:, None], torch.nan, p)
+    return p[:, :3], p[:, 3], p[:, 4:]
+
+
+def poses_from_landmarks(
+    landmarks: Tensor, K: Tensor, max_angle_deg: float, max_translation_m: float
+) -> tuple[Tensor, Tensor]:
+    """Pose labels of one clip's frames.
+
+    A person's true size is unknown, so the clip's median scale is taken as the nominal distance: the canonical head is
+    as large as in the clip, and the z translation says by how much a frame is nearer or farther than that.
+
+    Args:
+        landmarks: `(T, 5, 2)`, pixels of the frame.
+        K: `(3, 3)`.
+        max_angle_deg: Bound of the angles.
+        max_translation_m: Bound of each component of the translation.
+
+    Returns:
+        Angles (yaw, pitch, roll) `(T, 3)` in degrees and t_pred `(T, 3)` in metres, float32; NaN where unknown.
+    """
+    angles, scale, centre = fit_landmarks(landmarks, max_angle_deg)
+    distance = NOMINAL_DISTANCE_M * torch.nanmedian(scale) / scale
+    focal = K[0, 0].double()
+    shift = (centre - torch.stack([K[0, 2], K[1, 2]]).double()) / focal * distance[:, None]
+    translation = torch.cat([shift, distance[:, None] - NOMINAL_DISTANCE_M], dim=-1)
+    return angles.float(), translation.clamp(-max_translation_m, max_translation_m).float()
+
+
+def ellipsoid_depth(mask: Tensor, K: Tensor) -> Tensor:
+    """Depth of an ellipsoid that fills each head mask: its centre at 1 m, as deep as it is wide.
+
+    Args:
+        mask: `(B, H, W)`, in [0, 1].
+        K: `(3, 3)`.
+
+    Returns:
+        `(B, H, W)`, metres; 1 m outside the ellipse.
+    """
+    height, width = mask.shape[1:]
+    ys = torch.arange(height, dtype=mask.dtype, device=mask.device)[None, :, None]
+    xs = torch.arange(width, dtype=mask.dtype, device=mask.device)[None, None, :]
+    area = mask.sum(dim=(1, 2), keepdim=True).clamp(min=1)
+    x0, y0 = (mask * xs).sum((1, 2), keepdim=True) / area, (mask * ys).sum((1, 2), keepdim=True) / area
+    # A filled ellipse with half axis a has variance a^2 / 4 along it.
+    a = 2 * ((mask * (xs - x0) ** 2).sum((1, 2), keepdim=True) / area).sqrt().clamp(min=1)
+    b = 2 * ((mask * (ys - y0) ** 2).sum((1, 2), keepdim=True) / area).sqrt().clamp(min=1)
+    inside = 1 - ((xs - x0) / a) ** 2 - ((ys - y0) / b) ** 2
+    return NOMINAL_DISTANCE_M - a / K[0, 0] * inside.clamp(min=0).sqrt()

@@ -1,0 +1,118 @@
+"""The losses of Eq. 4, Eq. 6 and the equivariance loss of stage 3."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.motion import Regions
+from models.warp import normalised_grid
+
+
+def head_reconstruction(rendered: Tensor, head: Tensor) -> Tensor:
+    """||x_dri_rendered - x_dri||_1 of Eq. 4 and 6, the mean over pixels and channels.
+
+    Args:
+        rendered: `(B, 3, H, W)`, in [0, 1].
+        head: Driving head on black, the same.
+
+    Returns:
+        `(B,)`.
+    """
+    return (rendered - head).abs().mean(dim=(1, 2, 3))
+
+
+def symmetry(image: Tensor) -> Tensor:
+    """L_sym of Eq. 4: the canonical head against its mirror image.
+
+    Args:
+        image: x_bar^c, `(B, 3, H, W)`.
+
+    Returns:
+        `(B,)`.
+    """
+    return (image - image.flip(-1)).abs().mean(dim=(1, 2, 3))
+
+
+def depth_smoothness(depth: Tensor, image: Tensor) -> Tensor:
+    """L_D of Eq. 4, as in Godard et al. [11]: |dx d| e^-|dx I| + |dy d| e^-|dy I|.
+
+    Args:
+        depth: d_bar^c, `(B, H, W)`, metres.
+        image: x_bar^c, `(B, 3, H, W)`; detached.
+
+    Returns:
+        `(B,)`; the depth is counted in units of 0.1 m (half its range), so that lambda_D of the paper has a sensible
+        weight.
+    """
+    image, depth = image.detach(), depth / 0.1
+    dx, dy = (depth[:, :, 1:] - depth[:, :, :-1]).abs(), (depth[:, 1:] - depth[:, :-1]).abs()
+    edge_x = (image[:, :, :, 1:] - image[:, :, :, :-1]).abs().mean(1)
+    edge_y = (image[:, :, 1:] - image[:, :, :-1]).abs().mean(1)
+    return (dx * torch.exp(-edge_x)).mean(dim=(1, 2)) + (dy * torch.exp(-edge_y)).mean(dim=(1, 2))
+
+
+class RandomTransform:
+    """A random affine map plus a thin-plate spline, one per sample, for the equivariance loss.
+
+    Source: FOMM [36] (design: affine I + N(0, 0.05), spline of 5 x 5 points with sigma 0.005).
+    """
+
+    def __init__(self, batch: int, generator: torch.Generator, device: torch.device) -> None:
+        noise = torch.randn(batch, 2, 3, generator=generator) * 0.05
+        self.affine = (noise + torch.eye(2, 3)).to(device)
+        line = torch.linspace(-1, 1, 5)
+        self.points = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).view(1, 25, 2).to(device)
+        self.weights = (torch.randn(batch, 25, generator=generator) * 0.005).to(device)
+
+    def __call__(self, xy: Tensor) -> Tensor:
+        """Move points.
+
+        Args:
+            xy: `(B, n, 2)`, normalised.
+
+        Returns:
+            The same shape.
+        """
+        moved = torch.einsum("bij,bnj->bni", self.affine[:, :, :2], xy) + self.affine[:, None, :, 2]
+        distance = (xy[:, :, None] - self.points[:, None]).abs().sum(-1)
+        bend = (distance.square() * torch.log(distance + 1e-6) * self.weights[:, None]).sum(-1, keepdim=True)
+        return moved + bend
+
+    def warp(self, image: Tensor) -> Tensor:
+        """The image sampled at the moved grid, `(B, C, H, W)`."""
+        batch, _, height, width = image.shape
+        grid = self(normalised_grid(height, width, image).view(1, -1, 2).expand(batch, -1, -1))
+        return F.grid_sample(image, grid.view(batch, height, width, 2), padding_mode="reflection", align_corners=True)
+
+    def jacobian(self, xy: Tensor) -> Tensor:
+        """Derivative of the map at points, by central differences, `(B, n, 2, 2)`."""
+        step = 1e-2
+        columns = []
+        for axis in range(2):
+            shift = torch.zeros(2, device=xy.device)
+            shift[axis] = step
+            columns.append((self(xy + shift) - self(xy - shift)) / (2 * step))
+        return torch.stack(columns, dim=-1)
+
+
+def equivariance(regions: Regions, moved: Regions, transform: RandomTransform) -> Tensor:
+    """Regions of a transformed image must be the transformed regions (shift and affine part).
+
+    The transform maps the warped image's coordinates to the original's, so a region found in the warped image, moved by
+    the transform, must fall on the original one.
+
+    Args:
+        regions: Of the image.
+        moved: Of `transform.warp(image)`.
+        transform: The map between them.
+
+    Returns:
+        Scalar.
+    """
+    shift = (regions.centre - transform(moved.centre)).abs().mean()
+    pushed = transform.jacobian(moved.centre) @ moved.frame
+    covariance, target = pushed @ pushed.transpose(-1, -2), regions.frame @ regions.frame.transpose(-1, -2)
+    size = target.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=1e-4)
+    return shift + ((covariance - target) / size).abs().mean()

@@ -1,0 +1,76 @@
+"""F_P, the pose network (Sec. 4.2): HopeNet's binned angles on a ResNet, with a head for the translation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models as tv
+
+from models.config import Camera, PoseNet
+from models.geometry import Pose, pose_from_euler
+
+BINS, BIN_DEG, FIRST_DEG = 66, 3.0, -99.0
+"""HopeNet's angle bins: 66 of 3 degrees, the expected value is sum(p * index) * 3 - 99."""
+
+
+class HeadPose(NamedTuple):
+    """What F_P predicts.
+
+    Attributes:
+        angles_deg: (yaw, pitch, roll), `(B, 3)`, degrees.
+        translation_m: t_pred, `(B, 3)`, metres.
+    """
+
+    angles_deg: Tensor
+    translation_m: Tensor
+
+    def pose(self) -> Pose:
+        """R and t of Eq. 1 and 3."""
+        yaw, pitch, roll = self.angles_deg.unbind(-1)
+        return pose_from_euler(yaw, pitch, roll, self.translation_m)
+
+
+class PoseNetwork(nn.Module):
+    """F_P: pose of the head in an image.
+
+    Source: HopeNet ([33]) with a translation head, Sec. 4.2. Our choice: angles are softly bounded to +-max_angle_deg
+    and the translation to +-max_translation_m, both by tanh; the translation head starts at zero.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: PoseNet, camera: Camera) -> None:
+        super().__init__()
+        self.camera, self.input_px = camera, config.input_px
+        trunk = tv.resnet50(weights=None) if config.backbone == "resnet50" else tv.resnet18(weights=None)
+        channels = trunk.fc.in_features
+        self.trunk = nn.Sequential(*list(trunk.children())[:-1])
+        self.fc_yaw, self.fc_pitch, self.fc_roll = (nn.Linear(channels, BINS) for _ in range(3))
+        self.fc_translation = nn.Linear(channels, 3)
+        nn.init.zeros_(self.fc_translation.weight)
+        nn.init.zeros_(self.fc_translation.bias)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> HeadPose:
+        """Pose of head images.
+
+        Args:
+            image: Head on black, `(B, 3, H, W)`, in [0, 1].
+
+        Returns:
+            The pose of each.
+        """
+        if image.shape[-1] != self.input_px:
+            image = F.interpolate(image, (self.input_px, self.input_px), mode="bilinear", align_corners=True)
+        feature = self.trunk((image - self.mean) / self.std).flatten(1)
+        index = torch.arange(BINS, dtype=torch.float32, device=image.device)
+        logits = torch.stack([self.fc_yaw(feature), self.fc_pitch(feature), self.fc_roll(feature)], dim=1).float()
+        angles = (logits.softmax(-1) * index).sum(-1) * BIN_DEG + FIRST_DEG
+        angles = self.camera.max_angle_deg * torch.tanh(angles / self.camera.max_angle_deg)
+        translation = self.camera.max_translation_m * torch.tanh(self.fc_translation(feature).float())
+        return HeadPose(angles, translation)

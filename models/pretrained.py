@@ -1,0 +1,81 @@
+"""Weights from elsewhere: what each file is, where it belongs, how it is checked. Nothing is downloaded here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One public weights file.
+
+    Attributes:
+        file: Its name.
+        url: Where a person gets it.
+        sha256: Its hash, or the first digits of it.
+        licence: Its licence.
+        purpose: What it is for here.
+    """
+
+    file: str
+    url: str
+    sha256: str
+    licence: str
+    purpose: str
+
+
+_HUB = "https://download.pytorch.org/models/"
+REGISTRY = {
+    "vgg19": Weights("vgg19-dcbb9e9d.pth", _HUB + "vgg19-dcbb9e9d.pth", "dcbb9e9d", "BSD-3-Clause", "perceptual loss"),
+    "alexnet": Weights(
+        "alexnet-owt-7be5be79.pth", _HUB + "alexnet-owt-7be5be79.pth", "7be5be79", "BSD-3-Clause", "LPIPS (alex)"
+    ),
+    "mobilenet_v2": Weights(
+        "mobilenet_v2-b0353104.pth", _HUB + "mobilenet_v2-b0353104.pth", "b0353104", "BSD-3-Clause", "start of F_D"
+    ),
+}
+
+
+class WeightsMissingError(FileNotFoundError):
+    """A weights file is not on this machine; the text says which file to put where."""
+
+
+def weights_folder() -> Path:
+    """torch hub's checkpoint folder (moved by TORCH_HOME)."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torch"
+    return Path(home) / "hub" / "checkpoints"
+
+
+def find_weights(name: str) -> Path:
+    """The checked file of a registered name.
+
+    Raises:
+        WeightsMissingError: It is not there, or its hash is another.
+    """
+    entry = REGISTRY[name]
+    path = weights_folder() / entry.file
+    if not path.is_file():
+        raise WeightsMissingError(
+            f"{entry.file} ({entry.purpose}) is missing; get it from {entry.url} and put it into {path.parent}"
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(entry.sha256):
+        raise WeightsMissingError(
+            f"{path} has SHA-256 {digest}, not {entry.sha256}...; it is damaged: get it again from {entry.url}"
+        )
+    return path
+
+
+def load_torchvision(name: str) -> dict[str, Tensor]:
+    """State dict of a registered torchvision file.
+
+    Raises:
+        WeightsMissingError: See `find_weights`.
+    """
+    return torch.load(find_weights(name), map_location="cpu", weights_only=True)
