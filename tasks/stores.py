@@ -1,15 +1,15 @@
 """The Zarr stores between the stages: layout, creation, and what makes a half-written one safe to go on with.
 
 Every store is a Zarr v3 group whose arrays share their first axis, the row of a clip. A chunk is one clip and a shard
-`shard_clips` of them, so that 22,500 clips are a few hundred files. `done[row]` is written last: a row without it does not
-count. The group's attributes hold the fingerprint of the code, settings and inputs that wrote it (design: a stage throws
-away what another fingerprint wrote and goes on with what its own did).
+`shard_clips` of them, so that 22,500 clips are a few hundred files. `done[row]` is written last: a row without it does
+not count. The group's attributes hold the fingerprint of the code, settings and inputs that wrote it (design: a stage
+throws away what another fingerprint wrote and goes on with what its own did).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,17 +125,31 @@ def write_rows(group: zarr.Group, first: int, values: Mapping[str, np.ndarray], 
         done: `(n,)` 0/1.
     """
     count = len(done)
-    for name, array in values.items():
-        _array(group, name)[first : first + count] = array
-    _array(group, "done")[first : first + count] = done.astype("uint8")
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array:
-    array = group[name]
-    assert isinstance(array, zarr.Array)
-    return array
+    for name, rows in values.items():
+        array(group, name)[first : first + count] = rows
+    array(group, "done")[first : first + count] = done.astype("uint8")
 
 
 def array(group: zarr.Group, name: str) -> zarr.Array:
     """The array `name` of a store, typed."""
-    return _array(group, name)
+    found = group[name]
+    assert isinstance(found, zarr.Array)
+    return found
+
+
+def read_rows(group: zarr.Group, name: str, rows: Iterable[int]) -> np.ndarray:
+    """Some rows of an array, one clip at a time (reading `z[row]` is faster than an orthogonal selection).
+
+    Args:
+        group: The store.
+        name: Which array.
+        rows: Which clips.
+
+    Returns:
+        `(n, ...)` with the type of the array.
+    """
+    source, wanted = array(group, name), list(rows)
+    out = np.empty((len(wanted), *source.shape[1:]), source.dtype)
+    for position, row in enumerate(wanted):
+        out[position] = source[int(row)]
+    return out

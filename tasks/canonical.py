@@ -1,0 +1,123 @@
+"""Stage 2 (Sec. 3.2): train E_H, Lambda and Omega_H by Eq. 6; stage 1 is frozen and read from geometry.zarr."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.canonical import RecurrentCanonical, mean_canonical, recurrent_head, render_head, warp_references
+from models.config import Canonical, Params
+from models.depth_net import DepthNetwork
+from models.geometry import intrinsics
+from models.losses import head_reconstruction
+from models.pose_net import HeadPose
+from tasks.clip_data import ClipSet, batch_geometry, draw_batch, load_clips, usable_clips
+from tasks.paths import Paths
+from tasks.training import Training, choose_device, is_finished, load_weights, train, write_losses
+
+
+def build_networks(config: Canonical, device: torch.device) -> dict[str, torch.nn.Module]:
+    """E_H, Lambda and Omega_H, seeded, under the name `canonical`."""
+    torch.manual_seed(config.train.seed)
+    return {"canonical": RecurrentCanonical(config.net).to(device)}
+
+
+def load_depth_network(params: Params, paths: Paths, device: torch.device) -> DepthNetwork:
+    """F_D as stage 1 left it: frozen, in eval mode."""
+    network = DepthNetwork(params.geometry.depth_net, params.geometry.camera).to(device)
+    load_weights(paths.checkpoint("geometry"), {"depth": network})
+    network.requires_grad_(False)
+    return network.eval()
+
+
+class CanonicalLoss:
+    """Eq. 6 on a batch."""
+
+    def __init__(self, config: Canonical, network: RecurrentCanonical, depth: DepthNetwork, clips: ClipSet) -> None:
+        self.config, self.network, self.depth, self.clips = config, network, depth, clips
+        self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=clips.frames.device)
+
+    def heads(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x_hat_dri, x_bar_dri (the mean head at the same pose) and x_dri of a step's batch."""
+        batch = draw_batch(self.clips, self.config.train, step)
+        depth, angles, translation = batch_geometry(self.clips, batch)
+        references = HeadPose(angles[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1)).pose()
+        driving = HeadPose(angles[:, -1], translation[:, -1]).pose()
+        heads, masks = batch.heads, batch.masks
+        warped, warp = warp_references(heads[:, :-1], masks[:, :-1], depth[:, :-1], references, self.K)
+        recurrent = recurrent_head(self.network, heads[:, :-1], warp)
+        rendered, _ = render_head(recurrent, self.depth(recurrent.image), driving, self.K)
+        with torch.no_grad():
+            mean = mean_canonical(warped, warp.visibility)
+            rendered_mean, _ = render_head(mean, self.depth(mean.image), driving, self.K)
+        return rendered, rendered_mean, heads[:, -1]
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """`head` is Eq. 6; `mean_head`, the same error of x_bar^c, is only watched."""
+        rendered, rendered_mean, target = self.heads(step)
+        head = head_reconstruction(rendered, target).mean()
+        return {"head": head, "mean_head": head_reconstruction(rendered_mean, target).mean(), "total": head}
+
+
+@torch.no_grad()
+def compare_heads(loss: CanonicalLoss, batches: int) -> dict[str, float]:
+    """l_head of the recurrent and of the mean canonical head on clips that training has not seen.
+
+    Args:
+        loss: Over the test clips.
+        batches: How many seeded batches to average.
+
+    Returns:
+        `head_l1`, `head_l1_mean_canonical` and the gain in percent.
+    """
+    ours, mean = 0.0, 0.0
+    for step in range(batches):
+        rendered, rendered_mean, target = loss.heads(step)
+        ours += float(head_reconstruction(rendered, target).mean()) / batches
+        mean += float(head_reconstruction(rendered_mean, target).mean()) / batches
+    return {"head_l1": ours, "head_l1_mean_canonical": mean, "gain_percent": 100 * (1 - ours / max(mean, 1e-9))}
+
+
+def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
+    """The stage `canonical`.
+
+    Args:
+        params: All settings; `canonical`, `geometry` and `runtime` are used.
+        paths: The data folder.
+        fingerprint: Hash of what this stage depends on.
+
+    Returns:
+        Losses, and l_head on the test clips beside that of the mean canonical head.
+
+    Raises:
+        StageError: No usable clip, stage 1 is missing, or training failed.
+    """
+    device = choose_device(params.runtime.device)
+    config, folder = params.canonical, paths.checkpoint("canonical")
+    networks = build_networks(config, device)
+    network = networks["canonical"]
+    assert isinstance(network, RecurrentCanonical)
+    depth = load_depth_network(params, paths, device)
+    summary: dict[str, Any] = {"device": str(device)}
+    if not is_finished(folder, fingerprint):
+        clips = load_clips(paths, "train", device, with_geometry=True)
+        job = Training(
+            "canonical",
+            networks,
+            torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.5, 0.999)),
+            config.train.steps,
+            CanonicalLoss(config, network, depth, clips),
+            lambda step: [config.lr * (0.1 if step >= config.train.lr_drop_step else 1.0)],
+            {"canonical": config.model_dump(), "size_px": clips.size_px},
+            config.train.log_every_steps,
+        )
+        summary.update(train(job, folder, fingerprint, params.runtime))
+    write_losses(folder, paths.metrics / "canonical_loss.csv")
+    load_weights(folder, networks)
+    network.eval()
+    split = "test" if (usable_clips(paths)["split"] == "test").any() else None
+    clips = load_clips(paths, split, device, with_geometry=True)
+    summary.update(compare_heads(CanonicalLoss(config, network, depth, clips), batches=8))
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in summary.items()}

@@ -1,0 +1,196 @@
+"""Clips for training: the whole store in memory as uint8, batches drawn, flipped and jittered on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from models.config import Optim
+from models.geometry import Pose
+from models.pose_net import HeadPose
+from tasks.clip_table import ok_clips, read_table
+from tasks.errors import StageError
+from tasks.paths import Paths
+from tasks.stores import array, open_store, read_rows
+
+
+@dataclass
+class ClipSet:
+    """Clips of one split, on one device.
+
+    Attributes:
+        table: Their rows of the clip table, in the same order.
+        frames: `(n, T, 3, H, W)` uint8.
+        head: Head masks, `(n, T, 1, H, W)` uint8, 0/1.
+        landmarks: `(n, T, 5, 2)` float32, pixels.
+        depth: `(n, T, H, W)` float16, metres; only once stage 1 is trained.
+        angles_deg: `(n, T, 3)`, likewise.
+        translation_m: `(n, T, 3)`, likewise.
+    """
+
+    table: pd.DataFrame
+    frames: Tensor
+    head: Tensor
+    landmarks: Tensor
+    depth: Tensor | None = None
+    angles_deg: Tensor | None = None
+    translation_m: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.frames)
+
+    @property
+    def size_px(self) -> int:
+        """Side of a frame."""
+        return self.frames.shape[-1]
+
+    def index_of(self, clip: str) -> int:
+        """Position of a clip by its name."""
+        return int(np.flatnonzero(self.table["clip"].to_numpy() == clip)[0])
+
+    def images(self, clip: int, frames: Tensor | slice = slice(None)) -> Tensor:
+        """Frames of a clip as float, `(n, 3, H, W)` in [0, 1]."""
+        return self.frames[clip, frames].float() / 255
+
+    def heads(self, clip: int, frames: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Head on black `(n, 3, H, W)` and head mask `(n, 1, H, W)` of a clip's frames."""
+        mask = self.head[clip, frames].float()
+        return self.images(clip, frames) * mask, mask
+
+    def poses(self, clip: int, frames: Tensor | slice = slice(None)) -> Pose:
+        """Poses of a clip's frames, from the trained stage 1."""
+        assert self.angles_deg is not None
+        assert self.translation_m is not None
+        return HeadPose(self.angles_deg[clip, frames], self.translation_m[clip, frames]).pose()
+
+    def depths(self, clip: int, frames: Tensor | slice = slice(None)) -> Tensor:
+        """Depth of a clip's frames, `(n, H, W)`, metres."""
+        assert self.depth is not None
+        return self.depth[clip, frames].float()
+
+
+def usable_clips(paths: Paths) -> pd.DataFrame:
+    """Rows of the clip table that have frames and masks."""
+    table = ok_clips(read_table(paths.clip_table))
+    parsed = np.asarray(array(open_store(paths.masks), "done")[:])
+    return table[parsed[table["row"].to_numpy()] == 1].reset_index(drop=True)
+
+
+def load_clips(paths: Paths, split: str | None, device: torch.device, with_geometry: bool) -> ClipSet:
+    """Read the stores into memory.
+
+    Args:
+        paths: The data folder.
+        split: `train`, `test`, or None for all clips.
+        device: Where the clips shall lie.
+        with_geometry: Also read depth and pose (after stage 1).
+
+    Returns:
+        The clips.
+
+    Raises:
+        StageError: The split has no usable clip.
+    """
+    table = usable_clips(paths)
+    if split is not None:
+        table = table[table["split"] == split].reset_index(drop=True)
+    if table.empty:
+        raise StageError(f"no usable {split or ''} clip; `head3d inspect --store` shows what was refused and why")
+    rows = table["row"].to_numpy()
+
+    def read(store: str, name: str) -> Tensor:
+        return torch.from_numpy(read_rows(open_store(getattr(paths, store)), name, rows))
+
+    clips = ClipSet(
+        table,
+        read("clips", "frames").permute(0, 1, 4, 2, 3).contiguous().to(device),
+        read("masks", "head")[:, :, None].to(device),
+        read("clips", "landmarks").to(device),
+    )
+    if with_geometry:
+        clips.depth = read("geometry", "depth").to(device)
+        clips.angles_deg = read("geometry", "angles_deg").to(device)
+        clips.translation_m = read("geometry", "translation_m").to(device)
+    return clips
+
+
+class Batch(NamedTuple):
+    """N references and, last, the driving frame of each of B clips.
+
+    Attributes:
+        images: `(B, N + 1, 3, H, W)`, in [0, 1].
+        masks: Head masks, `(B, N + 1, 1, H, W)`, 0/1.
+        clip: `(B,)`, positions in the set.
+        frame: `(B, N + 1)`.
+        flip: `(B,)` bool; these samples are mirrored.
+    """
+
+    images: Tensor
+    masks: Tensor
+    clip: Tensor
+    frame: Tensor
+    flip: Tensor
+
+    @property
+    def heads(self) -> Tensor:
+        """x: head on black."""
+        return self.images * self.masks
+
+    def mirrored(self, values: Tensor) -> Tensor:
+        """Mirror `(B, N + 1, ..., W)` values of the flipped samples."""
+        return torch.where(self.flip.view(-1, *([1] * (values.dim() - 1))), values.flip(-1), values)
+
+    def mirrored_pose(self, angles_deg: Tensor, translation_m: Tensor) -> tuple[Tensor, Tensor]:
+        """Yaw, roll and x change sign in a mirror; `(B, N + 1, 3)` each."""
+        sign = torch.where(self.flip, -1.0, 1.0)[:, None, None]
+        keep = torch.ones_like(sign)
+        return angles_deg * torch.cat([sign, keep, sign], -1), translation_m * torch.cat([sign, keep, keep], -1)
+
+
+def draw_batch(clips: ClipSet, config: Optim, step: int) -> Batch:
+    """The batch of a step: a function of the seed and the step alone, so that a resumed run draws the same ones.
+
+    Augmentation (our choice): mirror, and brightness, contrast and saturation shared by a sample's frames.
+
+    Args:
+        clips: The training set.
+        config: Batch size, N and seed.
+        step: Step number.
+
+    Returns:
+        The batch, on the set's device.
+    """
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    batch, count = config.batch_videos, config.references + 1
+    length = clips.frames.shape[1]
+    clip = torch.randint(len(clips), (batch,), generator=generator)
+    frame = torch.rand(batch, length, generator=generator).argsort(1)[:, :count]
+    flip = torch.rand(batch, generator=generator) < 0.5
+    jitter = (torch.rand(batch, 3, generator=generator) * 0.3 + 0.85).to(clips.frames.device)
+    device = clips.frames.device
+    clip, frame, flip = clip.to(device), frame.to(device), flip.to(device)
+    images = clips.frames[clip[:, None], frame].float() / 255
+    masks = clips.head[clip[:, None], frame].float()
+    brightness, contrast, saturation = (value.view(batch, 1, 1, 1, 1) for value in jitter.unbind(1))
+    grey = images.mean(2, keepdim=True)
+    images = grey + (images - grey) * saturation
+    level = grey.mean((1, 3, 4), keepdim=True)
+    images = ((images - level) * contrast + level * brightness).clamp(0, 1)
+    drawn = Batch(images, masks, clip, frame, flip)
+    return drawn._replace(images=drawn.mirrored(images), masks=drawn.mirrored(masks))
+
+
+def batch_geometry(clips: ClipSet, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Stored depth `(B, N + 1, H, W)`, angles and translations `(B, N + 1, 3)` of a batch, mirrored like it."""
+    assert clips.depth is not None
+    assert clips.angles_deg is not None
+    assert clips.translation_m is not None
+    where = (batch.clip[:, None], batch.frame)
+    angles, translation = batch.mirrored_pose(clips.angles_deg[where], clips.translation_m[where])
+    return batch.mirrored(clips.depth[where].float()), angles, translation

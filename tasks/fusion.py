@@ -1,0 +1,112 @@
+"""Stage 3 (Sec. 3.3): train E_F, Phi and Omega_F by Eq. 8; stages 1 and 2 are frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.canonical import RecurrentCanonical, recurrent_head, render_head, warp_references
+from models.config import Fusion, Params
+from models.depth_net import DepthNetwork
+from models.fusion import FusionNetwork
+from models.geometry import intrinsics
+from models.losses import RandomTransform, equivariance
+from models.perceptual import PerceptualLoss
+from models.pose_net import HeadPose
+from models.pretrained import load_torchvision
+from tasks.canonical import build_networks as build_canonical
+from tasks.canonical import load_depth_network
+from tasks.clip_data import ClipSet, batch_geometry, draw_batch, load_clips
+from tasks.paths import Paths
+from tasks.training import Training, choose_device, is_finished, load_weights, train, write_losses
+
+
+def build_networks(config: Fusion, device: torch.device) -> dict[str, torch.nn.Module]:
+    """E_F, Phi and Omega_F, seeded, under the name `fusion`."""
+    torch.manual_seed(config.train.seed)
+    return {"fusion": FusionNetwork(config.net, config.flow_net).to(device)}
+
+
+class FusionLoss:
+    """Eq. 8 on a batch: perceptual pyramid and equivariance."""
+
+    def __init__(
+        self, config: Fusion, networks: dict[str, torch.nn.Module], depth: DepthNetwork, clips: ClipSet
+    ) -> None:
+        fusion, canonical = networks["fusion"], networks["canonical"]
+        assert isinstance(fusion, FusionNetwork)
+        assert isinstance(canonical, RecurrentCanonical)
+        self.config, self.fusion, self.canonical, self.depth, self.clips = config, fusion, canonical, depth, clips
+        device = clips.frames.device
+        self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=device)
+        weights = load_torchvision("vgg19") if config.perceptual.backbone == "vgg19" else None
+        self.perceptual = PerceptualLoss(config.perceptual, weights).to(device)
+
+    @torch.no_grad()
+    def inputs(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x_hat_dri, s_ref (one of the references) and s_dri of a step's batch."""
+        batch = draw_batch(self.clips, self.config.train, step)
+        depth, angles, translation = batch_geometry(self.clips, batch)
+        references = HeadPose(angles[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1)).pose()
+        driving = HeadPose(angles[:, -1], translation[:, -1]).pose()
+        heads, masks = batch.heads, batch.masks
+        _, warp = warp_references(heads[:, :-1], masks[:, :-1], depth[:, :-1], references, self.K)
+        head = recurrent_head(self.canonical, heads[:, :-1], warp)
+        rendered, _ = render_head(head, self.depth(head.image), driving, self.K)
+        return rendered, batch.images[:, 0], batch.images[:, -1]
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """`frame` is L_rec, `copy_l1` (s_ref in place of the output) and `l1` are only watched."""
+        head, reference, driving = self.inputs(step)
+        fused = self.fusion(head, reference, driving)
+        frame = self.perceptual(fused.image, driving)
+        generator = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + step)
+        transform = RandomTransform(len(driving), generator, driving.device)
+        phi = self.fusion.flow
+        small = phi.shrink(driving)
+        equal = equivariance(phi.regions(small), phi.regions(transform.warp(small)), transform)
+        with torch.no_grad():
+            l1, copy = (fused.image - driving).abs().mean(), (reference - driving).abs().mean()
+        total = frame + self.config.equivariance_weight * equal
+        return {"frame": frame, "equivariance": equal, "l1": l1, "copy_l1": copy, "total": total}
+
+
+def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
+    """The stage `fusion`.
+
+    Args:
+        params: All settings; `fusion`, `canonical`, `geometry` and `runtime` are used.
+        paths: The data folder.
+        fingerprint: Hash of what this stage depends on.
+
+    Returns:
+        First and last loss.
+
+    Raises:
+        StageError: No usable clip, an earlier stage is missing, or training failed.
+    """
+    device = choose_device(params.runtime.device)
+    config, folder = params.fusion, paths.checkpoint("fusion")
+    summary: dict[str, Any] = {"device": str(device)}
+    if not is_finished(folder, fingerprint):
+        canonical = build_canonical(params.canonical, device)
+        load_weights(paths.checkpoint("canonical"), canonical)
+        canonical["canonical"].requires_grad_(False).eval()
+        networks = build_networks(config, device)
+        depth = load_depth_network(params, paths, device)
+        clips = load_clips(paths, "train", device, with_geometry=True)
+        job = Training(
+            "fusion",
+            networks,
+            torch.optim.Adam(networks["fusion"].parameters(), lr=config.lr, betas=(0.5, 0.999)),
+            config.train.steps,
+            FusionLoss(config, {**networks, **canonical}, depth, clips),
+            lambda step: [config.lr * (0.1 if step >= config.train.lr_drop_step else 1.0)],
+            {"fusion": config.model_dump(), "size_px": clips.size_px},
+            config.train.log_every_steps,
+        )
+        summary.update(train(job, folder, fingerprint, params.runtime))
+    write_losses(folder, paths.metrics / "fusion_loss.csv")
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in summary.items()}

@@ -1,0 +1,99 @@
+"""Does stage 1 see what is there? Its poses beside the landmarks', its warped heads beside a copied one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.canonical import mean_canonical, render_head, warp_references
+from models.config import Params
+from models.depth_net import DepthNetwork
+from models.geometry import Pose, intrinsics
+from models.landmark_pose import poses_from_landmarks
+from tasks.clip_data import ClipSet, load_clips, usable_clips
+from tasks.paths import Paths
+from tasks.training import load_weights
+
+
+def spread_frames(length: int, count: int) -> Tensor:
+    """`count` frame indices spread evenly over a clip."""
+    return torch.linspace(0, length - 1, count).round().long()
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    if a.std() < 1e-6 or b.std() < 1e-6:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def pose_agreement(clips: ClipSet, params: Params) -> dict[str, float]:
+    """Predicted against landmark angles over all frames: correlation, and the spread of the predicted ones.
+
+    Args:
+        clips: Clips with geometry.
+        params: For the camera.
+
+    Returns:
+        `corr_yaw`, `corr_pitch`, `corr_roll`, `std_yaw_ratio` (1 is right, towards 0 is collapse).
+    """
+    camera = params.geometry.camera
+    K = intrinsics(clips.size_px, clips.size_px, camera.fov_deg)
+    labels = torch.cat(
+        [
+            poses_from_landmarks(points, K, camera.max_angle_deg, camera.max_translation_m)[0]
+            for points in clips.landmarks.cpu()
+        ]
+    ).numpy()
+    assert clips.angles_deg is not None
+    found = clips.angles_deg.cpu().flatten(0, 1).numpy()
+    known = np.isfinite(labels).all(1)
+    labels, found = labels[known], found[known]
+    result = {
+        f"corr_{name}": _correlation(found[:, i], labels[:, i]) for i, name in enumerate(("yaw", "pitch", "roll"))
+    }
+    result["std_yaw_ratio"] = float(found[:, 0].std() / max(labels[:, 0].std(), 1e-6))
+    return result
+
+
+@torch.no_grad()
+def head_error(clips: ClipSet, params: Params, network: DepthNetwork) -> dict[str, float]:
+    """L1 of the mean canonical head turned to driving frames, and of a reference's head copied there instead.
+
+    Args:
+        clips: Clips with geometry.
+        params: N and the camera.
+        network: F_D, trained.
+
+    Returns:
+        `head_l1`, `head_l1_copy` and their ratio.
+    """
+    count = params.geometry.train.references
+    K = intrinsics(clips.size_px, clips.size_px, params.geometry.camera.fov_deg, device=clips.frames.device)
+    warped_error, copied_error = [], []
+    for clip in range(len(clips)):
+        frames = spread_frames(clips.frames.shape[1], 2 * count + 1)
+        references, driving = frames[::2][:count], frames[1::2]
+        heads, masks = clips.heads(clip, references)
+        warped, warp = warp_references(
+            heads[None], masks[None], clips.depths(clip, references)[None], clips.poses(clip, references), K
+        )
+        mean = mean_canonical(warped, warp.visibility)
+        depth = network(mean.image)
+        target, _ = clips.heads(clip, driving)
+        for i, pose in enumerate(zip(*clips.poses(clip, driving), strict=True)):
+            rendered, _ = render_head(mean, depth, Pose(pose[0][None], pose[1][None]), K)
+            warped_error.append(float((rendered[0] - target[i]).abs().mean()))
+            copied_error.append(float((heads[i % count] - target[i]).abs().mean()))
+    head, copy = float(np.mean(warped_error)), float(np.mean(copied_error))
+    return {"head_l1": head, "head_l1_copy": copy, "head_l1_ratio": head / max(copy, 1e-9)}
+
+
+def check_stage1(params: Params, paths: Paths, device: torch.device) -> dict[str, float]:
+    """The figures of stage 1 on the test clips (on all clips if no person is kept for testing)."""
+    split = "test" if (usable_clips(paths)["split"] == "test").any() else None
+    clips = load_clips(paths, split, device, with_geometry=True)
+    network = DepthNetwork(params.geometry.depth_net, params.geometry.camera).to(device)
+    load_weights(paths.checkpoint("geometry"), {"depth": network})
+    network.eval()
+    return {**pose_agreement(clips, params), **head_error(clips, params, network)}

@@ -1,0 +1,57 @@
+"""Load the trained model from its three checkpoint folders, which carry their own settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from models.canonical import RecurrentCanonical
+from models.config import Canonical, Fusion, Geometry, build
+from models.depth_net import DepthNetwork
+from models.fusion import FusionNetwork
+from models.head3d import Head3D
+from models.pose_net import PoseNetwork
+from tasks.errors import StageError
+from tasks.training import load_weights
+
+
+def load_model(checkpoints: Path, device: torch.device) -> Head3D:
+    """The trained model, frozen and in eval mode.
+
+    Args:
+        checkpoints: `data/checkpoints`, with the folders geometry, canonical and fusion.
+        device: Where it shall lie.
+
+    Returns:
+        The model.
+
+    Raises:
+        StageError: A folder is missing or holds other networks.
+    """
+    settings = {}
+    for stage in ("geometry", "canonical", "fusion"):
+        file = checkpoints / stage / "config.json"
+        if not file.is_file():
+            raise StageError(
+                f"{file} does not exist: the model is not trained; `dvc repro` trains it, `dvc pull` fetches it"
+            )
+        settings[stage] = json.loads(file.read_text())
+    geometry = build(Geometry, settings["geometry"]["geometry"], "checkpoint geometry")
+    canonical = build(Canonical, settings["canonical"]["canonical"], "checkpoint canonical")
+    fusion = build(Fusion, settings["fusion"]["fusion"], "checkpoint fusion")
+    model = Head3D(
+        DepthNetwork(geometry.depth_net, geometry.camera),
+        PoseNetwork(geometry.pose_net, geometry.camera),
+        RecurrentCanonical(canonical.net),
+        FusionNetwork(fusion.net, fusion.flow_net),
+        geometry.camera,
+        int(settings["fusion"]["size_px"]),
+    )
+    load_weights(checkpoints / "geometry", {"depth": model.depth, "pose": model.pose})
+    load_weights(checkpoints / "canonical", {"canonical": model.canonical})
+    load_weights(checkpoints / "fusion", {"fusion": model.fusion})
+    for network in (model.depth, model.pose, model.canonical, model.fusion):
+        network.to(device).eval().requires_grad_(False)
+    return model
