@@ -38,6 +38,11 @@ class Paths:
         return self.data / "masks.zarr"
 
     @property
+    def mask_table(self) -> Path:
+        """Parquet: one row per parsed clip with status, reason, head area and flicker."""
+        return self.data / "masks.parquet"
+
+    @property
     def geometry(self) -> Path:
         """Zarr: depth and pose of every frame, from the trained stage 1."""
         return self.data / "geometry.zarr"
