@@ -1,7 +1,7 @@
 """The graph in dvc.yaml, and its code dependencies, which nobody keeps by hand.
 
 `python -m flows.graph --write` puts into every stage of dvc.yaml the project files that its task imports, directly or
-not; `--check` only compares (`make lint` does). Other dependencies, outputs and parameters stand in dvc.yaml as written.
+not; `--check` only compares (`make lint` does). Other dependencies, outputs and parameters stay as they are.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def upstream(stages: dict[str, Stage]) -> dict[str, list[str]]:
     """Stage -> the stages whose outputs it reads, both in the order of the file."""
     makers = {out: stage.name for stage in stages.values() for out in stage.outs}
     return {
-        stage.name: [other for other in stages if other != stage.name and other in {makers.get(dep) for dep in stage.deps}]
+        stage.name: [other for other in stages if other in {makers.get(dep) for dep in stage.deps}]
         for stage in stages.values()
     }
 
