@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 import zarr
 
 from models.config import Params
@@ -20,6 +19,7 @@ from tasks.paths import Paths
 from tasks.perceptual_metric import PerceptualMetric
 from tasks.progress import progress
 from tasks.stores import array, open_store
+from tasks.training import choose_device
 
 BASELINE = "copy_reference"
 OURS = "head3d"
@@ -28,7 +28,7 @@ STATIC_SHARE = 0.1
 """An output whose mean frame difference is below this share of the driving video's counts as static."""
 
 MOTION_DEFINITIONS = {
-    "motion_correlation": "Pearson correlation over time between the frame-difference energy of output and driving video; "
+    "motion_correlation": "Pearson correlation over time of the frame-difference energies of output and driving video; "
     "0 for an output without any motion; mean over videos",
     "motion_ratio": "mean absolute frame difference of the output divided by the driving video's; mean over videos",
     "static": f"share of outputs whose motion is below {STATIC_SHARE:.0%} of the driving video's",
@@ -60,7 +60,7 @@ def motion_figures(output: np.ndarray, driving: np.ndarray) -> dict[str, float]:
     """
     made, wanted = motion_energy(output), motion_energy(driving)
     if len(wanted) == 0 or wanted.mean() == 0:
-        return {name: math.nan for name in MOTION_DEFINITIONS}
+        return dict.fromkeys(MOTION_DEFINITIONS, math.nan)
     ratio = float(made.mean() / wanted.mean())
     varies = made.std() > 1e-9 and wanted.std() > 1e-9
     correlation = float(np.corrcoef(made, wanted)[0, 1]) if varies else 0.0
@@ -81,7 +81,7 @@ def read_pairs(paths: Paths) -> pd.DataFrame:
 
 
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
-    """Measure every generated pair and write `table1.csv`, `motion.csv` and `per_video.csv`.
+    """Measure every generated pair and write `table1.csv` and `per_video.csv`.
 
     Args:
         params: All settings; `evaluate` and `generate.methods` are used.
@@ -102,27 +102,19 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
             f"none of the {len(pairs)} generated pairs is a finished self-reconstruction; "
             "see the reasons in generated/pairs.csv (a test video needs two clips)"
         )
-    device = torch.device(_device(params))
-    perceptual = PerceptualMetric(params.evaluate, device)
+    perceptual = PerceptualMetric(params.evaluate, choose_device(params.runtime.device))
     per_video = _measure_all(params.generate.methods, good, paths, perceptual)
     figures = ["l2", "psnr_db", perceptual.name]
     table = _table(per_video[per_video["setting"] == "self"], figures)
-    motion = _table(per_video, list(MOTION_DEFINITIONS), ["dataset", "setting", "method"])
     paths.metrics.mkdir(parents=True, exist_ok=True)
     per_video.to_csv(paths.metrics / "per_video.csv", index=False, float_format="%.6g")
     table.to_csv(paths.metrics / "table1.csv", index=False, float_format="%.6g")
-    motion.to_csv(paths.metrics / "motion.csv", index=False, float_format="%.6g")
     summary = _summary(per_video, figures)
     summary["pairs"] = len(pairs)
     summary["pairs_failed"] = len(pairs) - len(good)
     summary["pairs_seen_in_training"] = int(good["seen_in_training"].astype(int).sum())
     all_definitions = {**definitions(perceptual), **MOTION_DEFINITIONS}
     return {**summary, **{f"definition_{name}": text for name, text in all_definitions.items()}}
-
-
-def _device(params: Params) -> str:
-    wanted = params.runtime.device
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def _measure_all(methods: list[Any], good: pd.DataFrame, paths: Paths, perceptual: PerceptualMetric) -> pd.DataFrame:
@@ -151,13 +143,12 @@ def _output(generated: zarr.Group, method: str, pair: dict[str, Any]) -> np.ndar
     return np.asarray(array(generated, name)[int(pair["index"])])
 
 
-def _table(per_video: pd.DataFrame, figures: list[str], by: list[str] | None = None) -> pd.DataFrame:
+def _table(per_video: pd.DataFrame, figures: list[str]) -> pd.DataFrame:
     """Means over videos by dataset and method, in the order of the methods, and how many videos they are over."""
-    by = by or ["dataset", "method"]
-    groups = per_video.groupby(by, sort=False)
+    groups = per_video.groupby(["dataset", "method"], sort=False)
     table = groups[figures].mean().reset_index()
     table["videos"] = groups.size().to_numpy()
-    return table.sort_values([name for name in by if name != "method"], kind="stable")
+    return table.sort_values("dataset", kind="stable")
 
 
 def _summary(per_video: pd.DataFrame, figures: list[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".web
 
 DEFINITIONS = {
     "l2": "mean squared error over all frames, pixels and RGB channels in [0, 1], then over videos (lower is better)",
-    "psnr_db": f"10 log10(1 / l2) of a video in dB, at most {MAX_PSNR_DB:.0f}, then the mean over videos (higher is better)",
+    "psnr_db": f"10 log10(1 / l2) of a video in dB, at most {MAX_PSNR_DB:.0f}; mean over videos (higher is better)",
 }
 
 
@@ -92,8 +92,8 @@ def compare(pred: Path, truth: Path, evaluate: Evaluate, device: torch.device | 
         device: Where LPIPS runs.
 
     Returns:
-        What JSON can hold: the mean figures, `videos`, `frames`, `items` (name and figures), `refused` (name and reason),
-        `only_in_pred`, `only_in_truth` and `definitions`.
+        What JSON can hold: the mean figures, `videos`, `frames`, `items` (name and figures), `refused` (name and
+        reason), `only_in_pred`, `only_in_truth` and `definitions`.
 
     Raises:
         StageError: A path is missing, one is a folder and the other is not, or nothing could be compared.

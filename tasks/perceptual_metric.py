@@ -1,6 +1,6 @@
 """LPIPS, and the honest name for it where the backbone's weights are not on this machine.
 
-The `lpips` package ships its linear heads; the backbone's ImageNet weights are torchvision's. Nothing is downloaded here:
+The `lpips` package ships its linear heads; the backbone's ImageNet weights are torchvision's. Nothing is downloaded:
 without the file the backbone is random (seeded), and the figure is called `lpips_random_backbone`, never LPIPS.
 """
 

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def sheet(comparisons: list[Comparison], rater: int, seed: int) -> list[Comparis
     for _ in range(100):
         rng.shuffle(rows)
         names = [{item.pair, item.repeat_of} - {""} for item in rows]
-        if not any(one & other for one, other in zip(names, names[1:], strict=False)):
+        if not any(one & other for one, other in pairwise(names)):
             break
     return rows
 

@@ -56,8 +56,8 @@ def wilson(hits: int, total: int, z: float = Z_95) -> tuple[float, float]:
 def tally(returned: list[Path], key: Path) -> Table2:
     """Count the returned sheets.
 
-    A rater is a file's name. Repeats do not count for the preference, only for consistency. The interval treats answers as
-    independent, which answers of one rater or about one video are not quite.
+    A rater is a file's name. Repeats do not count for the preference, only for consistency. The interval treats
+    answers as independent, which answers of one rater or about one video are not quite.
 
     Args:
         returned: The raters' CSV files; comma, semicolon or tab, UTF-8 or what a spreadsheet saves.

@@ -1,4 +1,4 @@
-"""Small finished data folders of the pipeline's exact formats, with moving coloured heads: what the late stages read."""
+"""Small finished data folders of the pipeline's exact formats, with moving coloured heads, for the late stages."""
 
 from __future__ import annotations
 
@@ -91,6 +91,7 @@ class Project:
 
 def make_project(
     root: Path,
+    *,
     people: int = 4,
     frames: int = 12,
     size_px: int = 32,
@@ -98,10 +99,10 @@ def make_project(
     videos: bool = True,
     **changes: dict[str, Any],
 ) -> Project:
-    """Write everything that evaluate, study and report read: clips, masks, generated sets, canonical heads, loss curves.
+    """Write what evaluate, study and report read: clips, masks, generated sets, canonical heads, loss curves.
 
-    The last identity's self pair failed, one video was rejected, one was empty. head3d is the truth with a little noise,
-    mean_canonical the truth darkened, copy_reference the driving clip's first frame held still.
+    The last identity's self pair failed, one video was rejected, one was empty. `head3d` is the truth with a little
+    noise, `mean_canonical` the truth darkened, `copy_reference` a frame of the subject held still.
 
     Args:
         root: An empty folder; `root/data` is made.
@@ -119,7 +120,7 @@ def make_project(
     params = make_params(**{**changes, "crop": {**sizes, **changes.get("crop", {})}})
     paths = Paths(root / "data")
     clips = _write_clips(params, paths, people)
-    _write_generated(params, paths, people, cross, clips, videos)
+    _write_generated(paths, _pairs(people, cross), clips, videos)
     _write_metrics(paths)
     return Project(params, paths)
 
@@ -169,7 +170,8 @@ def _write_clips(params: Params, paths: Paths, people: int) -> np.ndarray:
 def _clip_row(person: int, segment: int, row: int, frames: int) -> dict[str, Any]:
     video = f"demo_{person:02d}"
     return {
-        "clip": f"{video}_{segment}", "video": video, "dataset": "demo", "identity": f"person_{person:02d}", "split": "test",
+        "clip": f"{video}_{segment}", "video": video, "dataset": "demo", "identity": f"person_{person:02d}",
+        "split": "test",
         "source": f"data/raw/demo/{video}.mp4", "sha256": "0" * 64, "row": row, "segment": segment,
         "start_frame": segment * frames, "end_frame": (segment + 1) * frames, "fps": 25.0,
         "source_width": 256, "source_height": 256, "box_x0": 10.0, "box_y0": 10.0, "box_x1": 240.0, "box_y1": 240.0,
@@ -187,7 +189,8 @@ def _pairs(people: int, cross: int) -> list[dict[str, Any]]:
         failed = setting == "self" and index == people - 1
         rows.append({
             "pair": f"{setting}_{index:03d}", "index": index, "setting": setting, "dataset": "demo",
-            "subject_clip": f"demo_{subject // 2:02d}_{subject % 2}", "driving_clip": f"demo_{driving // 2:02d}_{driving % 2}",
+            "subject_clip": f"demo_{subject // 2:02d}_{subject % 2}",
+            "driving_clip": f"demo_{driving // 2:02d}_{driving % 2}",
             "subject_row": subject, "driving_row": driving, "subject_identity": f"person_{subject // 2:02d}",
             "driving_identity": f"person_{driving // 2:02d}", "reference_frame": 2, "seen_in_training": 0,
             "status": "error" if failed else "ok", "reason": "out of memory" if failed else "",
@@ -196,7 +199,7 @@ def _pairs(people: int, cross: int) -> list[dict[str, Any]]:
 
 
 def fake_output(method: str, subject: np.ndarray, driving: np.ndarray, seed: int) -> np.ndarray:
-    """What the method `method` "made": truth with noise, truth darkened, or one frame held still; (T, H, W, 3) uint8."""
+    """What `method` "made": truth with noise, truth darkened, or one frame held still; (T, H, W, 3) uint8."""
     if method == "copy_reference":
         return np.repeat(subject[2:3], len(driving), axis=0)
     noise = np.random.default_rng(seed).integers(-3, 4, driving.shape)
@@ -204,8 +207,7 @@ def fake_output(method: str, subject: np.ndarray, driving: np.ndarray, seed: int
     return np.clip(driving * factor + noise, 0, 255).astype(np.uint8)
 
 
-def _write_generated(params: Params, paths: Paths, people: int, cross: int, clips: np.ndarray, videos: bool) -> None:
-    pairs = _pairs(people, cross)
+def _write_generated(paths: Paths, pairs: list[dict[str, Any]], clips: np.ndarray, videos: bool) -> None:
     paths.generated.mkdir()
     pd.DataFrame(pairs).to_csv(paths.generated / "pairs.csv", index=False)
     group = zarr.create_group(paths.generated / "frames.zarr", zarr_format=3)

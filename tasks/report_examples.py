@@ -1,0 +1,188 @@
+"""The report's examples: which pairs are shown, and their sheets and videos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from PIL import Image
+
+from models.config import Params
+from tasks.evaluate import BASELINE, OURS
+from tasks.paths import Paths
+from tasks.report_media import error_map, frame_indices, image_uri, outlined, panel_scale, shrink, strip, video_uri
+from tasks.stores import array, open_store
+
+METHOD_NAMES = {
+    "head3d": "Head3D",
+    "mean_canonical": "Mean canonical head",
+    "copy_reference": "Copy of the reference frame",
+}
+"""What a person reads for a method's name in the files."""
+
+
+def method_name(method: str) -> str:
+    """The readable name of a method."""
+    return METHOD_NAMES.get(method, method)
+
+
+def small(value: float) -> str:
+    """An error as the paper prints it: four decimals, more only where they would all be 0."""
+    return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.2g}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with its caption; `alt` is for those who cannot see it."""
+
+    caption: str
+    alt: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pair: its video (with the panels' names), single pictures, strips of frames, and figures."""
+
+    title: str
+    note: str
+    figures: list[tuple[str, str]]
+    video: str
+    poster: str
+    video_width: int
+    panels: list[str]
+    singles: list[Picture]
+    strips: list[Picture]
+
+
+class Stores:
+    """The arrays that examples are cut from."""
+
+    def __init__(self, paths: Paths) -> None:
+        """Open the clips, the masks and the generated frames.
+
+        Raises:
+            FileNotFoundError: One is missing; the text says which command makes it.
+        """
+        self.paths = paths
+        self.frames = array(open_store(paths.clips), "frames")
+        self.head = array(open_store(paths.masks), "head")
+        self.generated: zarr.Group = open_store(paths.generated / "frames.zarr")
+
+    def output(self, method: str, pair: dict[str, Any]) -> np.ndarray | None:
+        """Frames that a method made for a pair, `(T, H, W, 3)` uint8; None where it made none."""
+        name = f"{method}/{pair['setting']}"
+        return np.asarray(array(self.generated, name)[int(pair["index"])]) if name in self.generated else None
+
+
+def choose(pairs: pd.DataFrame, per_video: pd.DataFrame, setting: str, count: int) -> list[dict[str, Any]]:
+    """Pairs to show: from Head3D's best to its worst in even steps, so that the report does not flatter.
+
+    Args:
+        pairs: The generated pairs.
+        per_video: Figures of `evaluate`.
+        setting: `self` (ordered by L2) or `cross` (by how the motion follows).
+        count: How many.
+
+    Returns:
+        Rows of `pairs` as dicts, the best first, with `rank` ("1 of 12").
+    """
+    good = pairs[(pairs["status"] == "ok") & (pairs["setting"] == setting)]
+    figures = per_video[(per_video["method"] == OURS) & (per_video["setting"] == setting)]
+    column, ascending = ("l2", True) if setting == "self" else ("motion_correlation", False)
+    ranked = good.merge(figures[["pair", column]], on="pair", how="left")
+    ranked = ranked.sort_values(column, ascending=ascending, kind="stable", na_position="last").reset_index(drop=True)
+    rows = ranked.to_dict("records")
+    return (
+        [{**rows[index], "rank": f"{index + 1} of {len(rows)}"} for index in frame_indices(len(rows), count)]
+        if rows
+        else []
+    )
+
+
+def make_example(pair: dict[str, Any], stores: Stores, params: Params, fps: float, figures: pd.DataFrame) -> Example:
+    """Sheet and video of one pair.
+
+    Args:
+        pair: A row of `choose`.
+        stores: Where the frames lie.
+        params: All settings; `report` and `generate` are used.
+        fps: Of the driving clip.
+        figures: Rows of per_video.csv of this pair.
+
+    Returns:
+        Everything the template shows.
+    """
+    subject = np.asarray(stores.frames[int(pair["subject_row"])])
+    driving = np.asarray(stores.frames[int(pair["driving_row"])])
+    masks = np.asarray(stores.head[int(pair["driving_row"])])
+    outputs = {str(method): stores.output(method, pair) for method in params.generate.methods}
+    made = {method: frames for method, frames in outputs.items() if frames is not None}
+    at = frame_indices(len(driving), params.report.frames_per_sheet)
+    strips = [
+        Picture("Subject", "frames of the subject video", strip(subject, frame_indices(len(subject), len(at)))),
+        Picture("Driving", "frames of the driving video", strip(driving, at)),
+        Picture("Driving head mask", "driving frames, the head outlined", strip(outlined(driving, masks), at)),
+    ]
+    for method, frames in made.items():
+        if method != BASELINE:
+            strips.append(Picture(method_name(method), f"output of {method_name(method)}", strip(frames, at)))
+        if method == OURS and pair["setting"] == "self":
+            caption = f"{method_name(OURS)}: error"
+            strips.append(Picture(caption, "error of the output", strip(error_map(frames, driving), at)))
+    rivals = [method for method in made if method not in (OURS, BASELINE)]
+    shown = [method for method in (OURS, *rivals[:1]) if method in made] + [m for m in (BASELINE,) if m in made]
+    panels = [subject, driving, *(made[method] for method in shown)]
+    return Example(
+        title=_title(pair),
+        note=_note(pair),
+        figures=_figures(figures),
+        video=video_uri(panels, fps),
+        poster=image_uri(np.concatenate([panel[len(panel) // 2] for panel in panels], axis=1)),
+        video_width=len(panels) * subject.shape[2] * panel_scale(max(subject.shape[1:3])),
+        panels=["Subject", "Driving", *(method_name(method) for method in shown)],
+        singles=_singles(pair, stores.paths, subject, list(made)),
+        strips=strips,
+    )
+
+
+def _title(pair: dict[str, Any]) -> str:
+    if pair["setting"] == "self":
+        return f"{pair['subject_identity']}, driven by another clip of the same video"
+    return f"{pair['subject_identity']}, driven by {pair['driving_identity']}"
+
+
+def _note(pair: dict[str, Any]) -> str:
+    by = "L2" if pair["setting"] == "self" else "motion correlation"
+    seen = "; people seen in training" if int(pair["seen_in_training"]) else ""
+    return f"Pair {pair['pair']}, rank {pair['rank']} by {by}{seen}"
+
+
+def _figures(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """L2 of each method where there is a truth, and how the outputs move."""
+    found = []
+    for row in rows.to_dict("records"):
+        if row["method"] == BASELINE and pd.isna(row["l2"]):
+            continue
+        parts = [] if pd.isna(row["l2"]) else [f"L2 {small(row['l2'])}"]
+        if row["method"] != BASELINE and not pd.isna(row["motion_correlation"]):
+            parts.append(f"motion correlation {row['motion_correlation']:.2f}")
+        found.append((method_name(str(row["method"])), ", ".join(parts) or "no figure"))
+    return found
+
+
+def _singles(pair: dict[str, Any], paths: Paths, subject: np.ndarray, methods: list[str]) -> list[Picture]:
+    """The reference frame, and the canonical head of every method that has one."""
+    reference = shrink(subject[int(pair["reference_frame"])])
+    pictures = [Picture("Reference frame", "the subject frame that is warped", image_uri(reference))]
+    for method in methods:
+        path = paths.generated / "canonical" / method / pair["setting"] / f"{pair['pair']}.png"
+        if path.is_file():
+            with Image.open(path) as image:
+                head = np.asarray(image.convert("RGB"))
+            caption = "Canonical head" if method == OURS else f"{method_name(method)}"
+            pictures.append(Picture(caption, f"canonical head of {method_name(method)}", image_uri(shrink(head))))
+    return pictures
