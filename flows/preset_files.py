@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
 from collections.abc import Mapping
@@ -42,6 +43,21 @@ def preset_title(name: str) -> str:
     """What the first line of the preset's file says about it."""
     first = preset_text(name).splitlines()[0].removeprefix("#").strip()
     return first.split(":", 1)[-1].strip().rstrip(".")
+
+
+def yaml_editor() -> YAML:
+    """Reads and writes YAML with its comments; floats come out as every YAML reader reads them (2.0e-05, not 2e-05)."""
+
+    def represent_float(dumper: Any, value: float) -> Any:
+        mantissa, mark, exponent = repr(value).partition("e")
+        text = f"{mantissa}.0e{exponent}" if mark and "." not in mantissa else repr(value)
+        return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+    editor = YAML()
+    editor.preserve_quotes = True
+    editor.width = 120
+    editor.representer.add_representer(float, represent_float)
+    return editor
 
 
 def _set(content: Any, key: str, value: Any, where: str) -> None:
@@ -90,6 +106,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: write it as key=value, for example --set crop.size_px=128")
+    with contextlib.suppress(ValueError):
+        if not value.strip().lstrip("+-").isdigit():
+            return key.strip(), float(value)  # YAML would read 2e-5 as text
     try:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError:
@@ -112,9 +131,7 @@ def write_preset(name: str, target: Path, settings: Mapping[str, Any] | None = N
     """
     text = preset_text(name)
     if settings:
-        editor = YAML()
-        editor.preserve_quotes = True
-        editor.width = 120
+        editor = yaml_editor()
         content = editor.load(text)
         for key, value in settings.items():
             _set(content, key, value, f"preset {name}")
