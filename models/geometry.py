@@ -58,7 +58,7 @@ def intrinsics(
 def rotation_from_euler(yaw_deg: Tensor, pitch_deg: Tensor, roll_deg: Tensor) -> Tensor:
     """R = Rz(roll) Ry(yaw) Rx(pitch), right-handed about x (right), y (down), z (away).
 
-    Positive yaw turns the nose towards the left of the image, positive pitch raises it, positive roll turns the head
+    Positive yaw turns the nose towards the left of the image, positive pitch lowers it, positive roll turns the head
     clockwise on the image.
 
     Args:

@@ -51,7 +51,7 @@ def fit_landmarks(landmarks: Tensor, max_angle_deg: float, iterations: int = 20)
     target = points.flatten(1)
     steps = torch.stack([zero + 1e-3, zero + 1e-3, zero + 1e-3, scale * 1e-5, scale * 1e-5, scale * 1e-5], dim=-1)
     # A weak pull of the angles towards zero: five points fix them badly where the face is nearly flat to the camera.
-    pull = torch.tensor([2e-3, 3e-3, 0.0, 0.0, 0.0, 0.0], dtype=points.dtype, device=points.device).diag()
+    pull = torch.tensor([5e-4, 1e-3, 0.0, 0.0, 0.0, 0.0], dtype=points.dtype, device=points.device).diag()
     for _ in range(iterations):
         here = predict(p)
         moved = (predict((p[:, None] + torch.diag_embed(steps)).flatten(0, 1))).view(len(p), 6, 10)

@@ -1,0 +1,63 @@
+"""Settings: strict, whole, and helpful when wrong."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models.config import ConfigError, Params, build, load_params
+
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
+
+
+def values() -> dict:
+    return copy.deepcopy(yaml.safe_load(SHIPPED.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("crop", "sizepx", 64, "did you mean 'crop.size_px'"),
+        ("geometry", "lambda_symm", 0.1, "did you mean 'geometry.lambda_sym'"),
+        ("crop", "size_px", "64", "crop.size_px"),
+        ("acquire", "test_fraction", 1.5, "acquire.test_fraction"),
+        ("parse", "method", "magic", "parse.method"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(section: str, key: str, value: object, message: str):
+    wrong = values()
+    wrong[section][key] = value
+    with pytest.raises(ConfigError, match=message):
+        build(Params, wrong)
+
+
+def test_a_wrong_unit_names_the_right_one():
+    wrong = values()
+    wrong["geometry"]["camera"]["depth_min_cm"] = wrong["geometry"]["camera"].pop("depth_min_m")
+    with pytest.raises(ConfigError, match=r"depth_min_cm.*depth_min_m"):
+        build(Params, wrong)
+
+
+def test_a_missing_key_is_no_default():
+    wrong = values()
+    del wrong["study"]["seed"]
+    with pytest.raises(ConfigError, match=r"'study.seed' is missing"):
+        build(Params, wrong)
+
+
+def test_rules_across_settings(tmp_path: Path):
+    wrong = values()
+    wrong["crop"]["size_px"] = 60
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(wrong))
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        load_params(file)
+    with pytest.raises(ConfigError, match="head3d preset"):
+        load_params(tmp_path / "none.yaml")
+
+
+def test_settings_cannot_be_changed_in_passing():
+    params = load_params(SHIPPED)
+    with pytest.raises(Exception, match="frozen"):
+        params.crop.size_px = 128

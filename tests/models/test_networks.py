@@ -1,0 +1,157 @@
+"""The networks: shapes, bounds, and what each is there for."""
+
+import pytest
+import torch
+
+from models.canonical import CanonicalHead, mean_canonical, render_head
+from models.coder import ConvLSTM, ImageDecoder, ImageEncoder
+from models.config import Camera, CoderNet, DepthNet, FlowNet, Perceptual, PoseNet
+from models.depth_net import DepthNetwork
+from models.fusion import FusionNetwork
+from models.geometry import intrinsics, pose_from_euler
+from models.losses import RandomTransform, depth_smoothness, equivariance, head_reconstruction, symmetry
+from models.motion import Regions, candidate_grids
+from models.perceptual import PerceptualLoss
+from models.pose_net import PoseNetwork
+from models.warp import normalised_grid
+
+CAMERA = Camera(
+    fov_deg=10.0, depth_min_m=0.9, depth_max_m=1.1, border_depth_m=1.04, max_angle_deg=60.0, max_translation_m=0.1
+)
+NET = CoderNet(width=8, residual_blocks=1)
+FLOW = FlowNet(regions=4, scale=0.5, width=8, max_width=32, blocks=3, temperature=0.1)
+
+
+@pytest.mark.parametrize("encoder", ["slim", "mobilenet_v2"])
+@pytest.mark.parametrize("size", [64, 80])
+def test_depth_lies_in_its_bounds_and_its_border_is_pinned(encoder: str, size: int):
+    torch.manual_seed(0)
+    network = DepthNetwork(DepthNet(encoder=encoder, width=32), CAMERA)
+    depth = network(torch.rand(2, 3, size, size))
+    assert depth.shape == (2, size, size)
+    assert depth.min() >= 0.9
+    assert depth.max() <= 1.1
+    assert torch.allclose(depth[:, :, [0, 1, -2, -1]], torch.tensor(1.04))
+    assert depth[:, :, 2:-2].std() > 1e-3
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_pose_is_bounded_and_translation_starts_at_zero(backbone: str):
+    torch.manual_seed(0)
+    network = PoseNetwork(PoseNet(backbone=backbone, input_px=64), CAMERA)
+    pose = network(torch.rand(3, 3, 96, 96))
+    assert pose.angles_deg.shape == pose.translation_m.shape == (3, 3)
+    assert pose.angles_deg.abs().max() <= 60
+    assert (pose.translation_m == 0).all()
+    determinant = torch.linalg.det(pose.pose().rotation)
+    assert torch.allclose(determinant, torch.ones(3), atol=1e-5)
+
+
+def test_hopenet_angle_is_the_expected_bin():
+    network = PoseNetwork(PoseNet(backbone="resnet18", input_px=32), CAMERA)
+    for head in (network.fc_yaw, network.fc_pitch, network.fc_roll):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.constant_(head.bias, -50.0)
+        head.bias.data[40] = 50.0
+    angle = network(torch.rand(2, 3, 32, 32)).angles_deg
+    expected = 60 * torch.tanh(torch.tensor((40 * 3 - 99.0) / 60))
+    assert torch.allclose(angle, expected.expand(2, 3), atol=1e-3)
+
+
+def test_lstm_takes_any_number_of_references_and_minds_each():
+    torch.manual_seed(0)
+    memory = ConvLSTM(8)
+    features = torch.randn(2, 5, 8, 6, 6)
+    for count in (1, 3, 5):
+        assert memory(features[:, :count]).shape == (2, 8, 6, 6)
+    changed = features.clone()
+    changed[:, 0] += 1
+    assert (memory(features) - memory(changed)).abs().max() > 1e-4
+
+
+def test_coder_keeps_the_size():
+    image = torch.rand(2, 3, 64, 64)
+    feature = ImageEncoder(NET)(image)
+    assert feature.shape == (2, 32, 16, 16)
+    output = ImageDecoder(NET)(feature)
+    assert output.shape == image.shape
+    assert output.min() >= 0
+    assert output.max() <= 1
+
+
+def test_mean_head_is_as_bright_as_what_one_reference_saw():
+    warped = torch.zeros(1, 2, 3, 4, 4)
+    visibility = torch.zeros(2, 1, 4, 4)
+    warped[0, 0, :, :2], visibility[0, :, :2] = 0.8, 1.0
+    head = mean_canonical(warped, visibility)
+    assert torch.allclose(head.image[0, :, :2], torch.tensor(0.8))
+    assert (head.image[0, :, 2:] == 0).all()
+    assert (head.mask[0, :, 2:] == 0).all()
+
+
+def test_a_turned_head_moves_and_leaves_black():
+    size = 64
+    K = intrinsics(size, size, 10.0)
+    mask = torch.zeros(1, 1, size, size)
+    mask[:, :, 16:48, 16:48] = 1
+    head = CanonicalHead(mask.expand(-1, 3, -1, -1) * 0.7, mask)
+    shift = pose_from_euler(
+        torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.tensor([[8 / K[0, 0].item(), 0.0, 0.0]])
+    )
+    image, seen = render_head(head, torch.ones(1, size, size), shift, K)
+    assert image[0, 0, 32, 20].item() == 0
+    assert seen[0, 0, 32, 20].item() == 0
+    assert abs(image[0, 0, 32, 50].item() - 0.7) < 1e-3
+
+
+def test_attention_sums_to_one_and_every_part_learns():
+    torch.manual_seed(0)
+    network = FusionNetwork(NET, FLOW)
+    images = [torch.rand(2, 3, 64, 64) for _ in range(3)]
+    fused = network(*images)
+    assert fused.image.shape == (2, 3, 64, 64)
+    assert fused.maps.attention.shape[:2] == (2, 3)
+    assert torch.allclose(fused.maps.attention.sum(1), torch.ones(2, 32, 32), atol=1e-5)
+    assert fused.maps.pixels_head.shape == (2, 32, 32, 2)
+    (fused.image - images[2]).square().mean().backward()
+    without = [name for name, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert without == []
+
+
+def test_a_shifted_region_shifts_the_grid():
+    frame = 0.1 * torch.eye(2).expand(1, 1, 2, 2)
+    source = Regions(torch.tensor([[[0.3, 0.0]]]), frame)
+    driving = Regions(torch.tensor([[[-0.1, 0.2]]]), frame)
+    grids = candidate_grids(source, driving, 8, 8)
+    identity = normalised_grid(8, 8, frame)[0]
+    assert torch.allclose(grids[0, 0], identity)
+    assert torch.allclose(grids[0, 1], identity + torch.tensor([0.4, -0.2]), atol=1e-5)
+
+
+def test_losses_by_hand():
+    image = torch.zeros(1, 3, 4, 4)
+    image[..., 0] = 1.0
+    assert symmetry(image).item() == pytest.approx(0.5)
+    assert head_reconstruction(image, torch.zeros_like(image)).item() == pytest.approx(0.25)
+    ramp = torch.arange(4.0).expand(1, 4, 4) * 0.1
+    assert depth_smoothness(ramp, torch.zeros(1, 3, 4, 4)).item() == pytest.approx(1.0, abs=1e-5)
+    edged = torch.arange(4.0).expand(1, 3, 4, 4).contiguous()
+    assert depth_smoothness(ramp, edged).item() == pytest.approx(torch.exp(torch.tensor(-1.0)).item(), abs=1e-5)
+
+
+def test_equivariance_is_zero_for_regions_that_move_along():
+    transform = RandomTransform(1, torch.Generator().manual_seed(0), torch.device("cpu"))
+    moved = Regions(torch.tensor([[[0.1, -0.2], [0.4, 0.3]]]), 0.2 * torch.eye(2).expand(1, 2, 2, 2))
+    along = Regions(transform(moved.centre), transform.jacobian(moved.centre) @ moved.frame)
+    assert equivariance(along, moved, transform).item() < 1e-5
+    assert equivariance(moved, moved, transform).item() > 1e-3
+
+
+def test_perceptual_loss_is_zero_for_equals_and_seeded():
+    config = Perceptual(backbone="slim_random", layer_weights=[10.0] * 5, scales=[1.0, 0.5], pixel_weight=1.0)
+    one, two = PerceptualLoss(config), PerceptualLoss(config)
+    a, b = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    assert one(a, a).item() == 0
+    assert one(a, b).item() == two(a, b).item() > 0
+    with pytest.raises(ValueError, match="vgg19_random"):
+        PerceptualLoss(config.model_copy(update={"backbone": "vgg19"}))
