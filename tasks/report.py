@@ -229,8 +229,7 @@ def _motion(per_video: pd.DataFrame) -> list[dict[str, Any]]:
     for (setting, method), part in per_video.groupby(["setting", "method"], sort=False):
         values = part[list(MOTION_DEFINITIONS)].mean()
         texts = [f"{values['motion_correlation']:.2f}", f"{values['motion_ratio']:.2f}", f"{values['static']:.0%}"]
-        name = "Self-reconstruction" if setting == "self" else "Cross-identity"
-        rows.append({"setting": name, "method": method_name(str(method)), "values": texts, "videos": len(part)})
+        rows.append({"setting": str(setting), "method": method_name(str(method)), "values": texts, "videos": len(part)})
     return rows
 
 

@@ -31,7 +31,7 @@ def method_name(method: str) -> str:
 
 def small(value: float) -> str:
     """An error as the paper prints it: four decimals, more only where they would all be 0."""
-    return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.2g}"
+    return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.6f}"
 
 
 @dataclass(frozen=True)
