@@ -180,7 +180,7 @@ def _read(path: Path) -> np.ndarray:
                 raise ValueError(
                     f"{path.name} has more than 8 bits a channel (mode {image.mode}); convert it to 8-bit RGB"
                 )
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))[None]
     except UnidentifiedImageError:
         raise ValueError(f"{path.name} is not an image that can be read") from None
 

@@ -216,7 +216,11 @@ def _cells(values: pd.Series[float], name: str) -> list[dict[str, Any]]:
     best = (finite.max() if name in HIGHER_IS_BETTER else finite.min()) if len(finite) else None
     largest = finite.max() if len(finite) and finite.max() > 0 else 1.0
     return [
-        {"text": f"{value:.2f}" if name == "psnr_db" else small(value), "bar": round(100 * max(value, 0) / largest, 1), "best": value == best}
+        {
+            "text": f"{value:.2f}" if name == "psnr_db" else small(value),
+            "bar": round(100 * max(value, 0) / largest, 1),
+            "best": value == best,
+        }
         if np.isfinite(value)
         else {"text": "not measured", "bar": 0, "best": False}
         for value in numbers
