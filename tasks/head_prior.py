@@ -1,10 +1,10 @@
 """Where the parts of a head lie relative to five facial landmarks: the spatial prior of the classical segmentation.
 
-Everything is said in the face frame: origin between the eyes, v from there to the middle of the mouth (down the face, so
-the head's tilt is in it), u to the right of the picture, one unit = the distance from eyes to mouth (of the two distances
-that a turn of the head shortens, the longer one). The shapes are ellipses and half planes with soft edges, our own; their
-few numbers are rounded medians over portraits. A turned head is shifted against the landmarks, the face less than the
-hair; `yaw` is the nose's offset from the middle of the face in units.
+Everything is said in the face frame: origin between the eyes, v from there to the middle of the mouth (down the face,
+so the head's tilt is in it), u to the right of the picture. One unit is the distance between the eyes or the one from
+eyes to mouth, whichever the head's turn shortens less. The shapes are ellipses and half planes with soft edges, our
+choice; their few numbers are rounded from portraits and rendered heads. A turned head is shifted against the landmarks,
+the face less than the hair; `yaw` is the nose's offset from the middle of the face in units.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def part_probabilities(u: np.ndarray, v: np.ndarray, yaw: float) -> np.ndarray:
         `(5, ...)`, sums to 1.
     """
     face = _soft(_ellipse(u, v, (-1.2 * yaw, 0.3), (1.02, 1.35)) / 0.09)
-    skull = _soft(_ellipse(u, v, (-1.75 * yaw, 0.0), (1.36, 1.78), 2.4) / 0.14)
+    # hair ends anywhere between a bald skull and a bush: the edge is soft, so that colour decides
+    skull = _soft(_ellipse(u, v, (-1.75 * yaw, 0.0), (1.2, 1.6), 2.4) / 0.3)
     # hair that stands off the skull, and hair that falls beside the neck
     wide = 0.12 * _soft(_ellipse(u, v, (-1.75 * yaw, -0.1), (1.7, 2.1), 2.4) / 0.15) * _soft(v / 0.3)
     sides = _soft((np.abs(u + 1.5 * yaw) - 1.6) / 0.15)
@@ -181,8 +182,8 @@ def draw_features(image: np.ndarray, landmarks: np.ndarray, frame: FaceFrame, t:
     narrow = 1 - 0.8 * abs(float(frame.yaw[t]))  # a turned face is narrower in the picture
 
     def ellipse(centre: np.ndarray, half: tuple[float, float], label: int, arc: tuple[int, int] = (0, 360)) -> None:
-        middle = tuple(int(round(16 * value)) for value in centre)
-        axes = tuple(max(int(round(16 * unit * value)), 8) for value in half)
+        middle = tuple(round(16 * value) for value in centre)
+        axes = tuple(max(round(16 * unit * value), 8) for value in half)
         cv2.ellipse(image, middle, axes, tilt, *arc, label, -1, cv2.LINE_8, 4)
 
     nose = landmarks[2]

@@ -1,7 +1,7 @@
 """Head segmentation without a trained network: from the frames of a clip and its detected face to class ids.
 
-`grabcut` follows GrabCut (Rother et al. 2004): colour models and segmentation take turns. What differs is our choice and
-is measured better on heads than OpenCV's two-region cut: five parts (background, skin, hair, neck, cloth) with a soft
+`grabcut` follows GrabCut (Rother et al. 2004): colour models and segmentation take turns. What differs is our choice
+and measured better on heads than OpenCV's two-region cut: five parts (background, skin, hair, neck, cloth) with a soft
 prior from the landmarks in place of a hard box; one set of colour models for the whole clip, learnt by expectation
 maximisation; and edge-aware smoothing over space and time (mean field) in place of a graph cut per frame.
 A method is a function in `METHODS`; a trained parser joins there.
@@ -34,7 +34,7 @@ Method = Callable[[np.ndarray, np.ndarray, np.ndarray, Parse], np.ndarray]
 
 _LEARN_PIXELS = 24_000  # of a clip are enough for its colour models
 _COMPONENTS = 4  # Gaussians per part
-_FLOOR_VARIANCE = 20.0  # of CIELAB: no Gaussian is narrower than compression noise
+_FLOOR_VARIANCE = 40.0  # of CIELAB: no Gaussian is narrower than compression noise
 _UNSEEN = 1e-7  # density of a colour that no part has shown
 _FIELD_STEPS = 4
 _EDGE_WEIGHT = 1.5
@@ -119,7 +119,7 @@ def complete_landmarks(landmarks: np.ndarray, face_box: np.ndarray) -> np.ndarra
     raise SegmentationError("no_face", "neither landmarks nor face boxes are known in any frame")
 
 
-# -- colour ---------------------------------------------------------------------------------------------------------------
+# -- colour -----------------------------------------------------------------------------------------------------------
 
 
 def _colour_evidence(frames: np.ndarray, prior: np.ndarray, iterations: int) -> np.ndarray:
@@ -205,7 +205,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return out
 
 
-# -- neighbours -----------------------------------------------------------------------------------------------------------
+# -- neighbours -------------------------------------------------------------------------------------------------------
 
 
 def _smooth(frames: np.ndarray, evidence: np.ndarray) -> np.ndarray:
@@ -241,17 +241,17 @@ def _vote(parts: np.ndarray, window: int) -> np.ndarray:
     if window == 1 or len(parts) == 1:
         return parts
     reach = window // 2
-    counts = np.zeros((PARTS, *parts.shape), np.uint8)
+    counts = np.zeros((PARTS, *parts.shape), np.uint16)
     for part in range(PARTS):
-        is_part = (parts == part).astype(np.uint8)
-        counts[part] = 2 * window * is_part[:] // window  # its own vote counts twice: a tie stays as it is
-        for shift in range(1, reach + 1):
-            counts[part, shift:] += is_part[:-shift]
-            counts[part, :-shift] += is_part[shift:]
+        is_part = (parts == part).astype(np.uint16)
+        counts[part] = 3 * is_part  # a vote counts 2, the frame's own 3, so that it decides a tie
+        for shift in range(1, min(reach + 1, len(parts))):
+            counts[part, shift:] += 2 * is_part[:-shift]
+            counts[part, :-shift] += 2 * is_part[shift:]
     return counts.argmax(axis=0).astype(np.uint8)
 
 
-# -- shape ----------------------------------------------------------------------------------------------------------------
+# -- shape ------------------------------------------------------------------------------------------------------------
 
 
 def _clean(parts: np.ndarray, field: np.ndarray, prior: np.ndarray) -> None:
