@@ -52,8 +52,8 @@ def mouth_shape(person: Person, face: Expression) -> tuple[float, float, float]:
 
 
 def _over(base: Tensor, colour: Tensor, alpha: Tensor) -> Tensor:
-    """`colour` laid over `base (N, 3)` with `alpha (N,)`."""
-    return base + (colour - base) * alpha[:, None]
+    """`colour` laid over `base (3, N)` with `alpha (N,)`."""
+    return base + (colour - base) * alpha
 
 
 def _below(edge: Tensor | float, value: Tensor, soft: float = _SOFT_M) -> Tensor:
@@ -69,7 +69,7 @@ class Paint:
         self.person = person
         look = person.look
         self._skin, self._hair, self._lips, self._brow, self._iris = (
-            torch.tensor(rgb) for rgb in (look.skin, look.hair, look.lips, look.brow, look.iris)
+            torch.tensor(rgb)[:, None] for rgb in (look.skin, look.hair, look.lips, look.brow, look.iris)
         )
         self._texture = torch.from_numpy(self._draw())[None]
 
@@ -111,48 +111,50 @@ class Paint:
         """Colour of places on the head's surface.
 
         Args:
-            place: `(N, 3)` metres in the head's frame.
+            place: `(3, N)` metres in the head's frame.
             hair_m: `(N,)` hair distance minus skin distance.
             face: The expression.
 
         Returns:
-            Colour `(N, 3)`, share of hair `(N,)` and gloss `(N,)`.
+            Colour `(3, N)`, share of hair `(N,)` and gloss `(N,)`.
         """
-        x, y, z = place.unbind(1)
+        x, y, z = place
         grid = torch.stack([torch.atan2(x, -z) / torch.pi, y / _TEXTURE_HALF_M], dim=1)[None, None]
-        texture = F.grid_sample(self._texture, grid, padding_mode="border", align_corners=True)[0, :, 0].T
-        hair_share = smoothstep(0.0009, -0.0009, hair_m + 0.0006 * texture[:, 3])
-        colour = self._skin * texture[:, :3]
+        texture = F.grid_sample(self._texture, grid, padding_mode="border", align_corners=True)[0, :, 0]
+        hair_share = smoothstep(0.0009, -0.0009, hair_m + 0.0006 * texture[3])
+        colour = self._skin * texture[:3]
         gloss = torch.full_like(x, 0.10)
         front = torch.nonzero((z < -0.014) & (y > -0.024) & (y < 0.044) & (hair_share < 1)).flatten()
         if len(front):
-            px, py, pz = place[front].unbind(1)
-            paint, shine = self._features(px, py, pz, colour[front], face)
-            colour = colour.index_copy(0, front, paint)
+            px, py, pz = place[:, front]
+            paint, shine = self._features(px, py, pz, colour[:, front], face)
+            colour = colour.index_copy(1, front, paint)
             gloss = gloss.index_copy(0, front, shine)
-        hair = self._hair * (1 + 0.22 * texture[:, 3:].clamp(-2, 2))
-        return _over(colour, hair, hair_share).clamp(0, 1), hair_share, torch.lerp(gloss, torch.tensor(0.22), hair_share)
+        hair = self._hair * (1 + 0.22 * texture[3:].clamp(-2, 2))
+        return (
+            _over(colour, hair, hair_share).clamp(0, 1),
+            hair_share,
+            torch.lerp(gloss, torch.tensor(0.22), hair_share),
+        )
 
-    def _features(
-        self, x: Tensor, y: Tensor, z: Tensor, colour: Tensor, face: Expression
-    ) -> tuple[Tensor, Tensor]:
+    def _features(self, x: Tensor, y: Tensor, z: Tensor, colour: Tensor, face: Expression) -> tuple[Tensor, Tensor]:
         shape = self.person.shape
         gloss = torch.full_like(x, 0.10)
         tip = 0.0100 + shape.nose_length
         side = x.abs()
         hole = ((side - 0.0031 * shape.nose_width) / 0.0021) ** 2 + ((y - tip - 0.0036) / 0.0013) ** 2
-        colour = colour * (1 - 0.75 * torch.exp(-(hole**2)) * (z < -0.036))[:, None]
+        colour = colour * (1 - 0.75 * torch.exp(-(hole**2)) * (z < -0.036))
         colour = self._brows(x, side, y, colour, face)
         for sign in (-1.0, 1.0):
             near = torch.nonzero(((x * sign - shape.eye_x_m).abs() < 0.0125) & ((y - EYE_Y_M).abs() < 0.0095)).flatten()
             if len(near):
-                painted, shine = self._eye(x[near], y[near], sign, colour[near], face)
-                colour = colour.index_copy(0, near, painted)
+                painted, shine = self._eye(x[near], y[near], sign, colour[:, near], face)
+                colour = colour.index_copy(1, near, painted)
                 gloss = gloss.index_copy(0, near, shine)
         near = torch.nonzero((side < 0.0200) & (y > MOUTH_Y_M - 0.010) & (y < MOUTH_Y_M + 0.019)).flatten()
         if len(near):
-            painted, shine = self._mouth(x[near], y[near], colour[near], face)
-            colour = colour.index_copy(0, near, painted)
+            painted, shine = self._mouth(x[near], y[near], colour[:, near], face)
+            colour = colour.index_copy(1, near, painted)
             gloss = gloss.index_copy(0, near, shine)
         return colour, gloss
 
@@ -165,9 +167,7 @@ class Paint:
         alpha = _below(thick, (y - middle).abs(), 0.0005) * _below(1.0, along.abs(), 0.10) * grain * 0.92
         return _over(colour, self._brow, alpha)
 
-    def _eye(
-        self, x: Tensor, y: Tensor, sign: float, colour: Tensor, face: Expression
-    ) -> tuple[Tensor, Tensor]:
+    def _eye(self, x: Tensor, y: Tensor, sign: float, colour: Tensor, face: Expression) -> tuple[Tensor, Tensor]:
         shape = self.person.shape
         half, tall = shape.eye_width_m, shape.eye_height_m
         u = x * sign - shape.eye_x_m  # towards the ear
@@ -178,21 +178,21 @@ class Paint:
         high = torch.lerp(open_high, low, face.blink)
         # socket and lid: a soft shade around the eye, and the crease over the lid
         socket = torch.exp(-((u / 0.0105) ** 2) - ((v + 0.0010) / 0.0058) ** 2)
-        colour = colour * (1 - 0.20 * socket)[:, None]
+        colour = colour * (1 - 0.20 * socket)
         crease = torch.exp(-(((v - open_high + 0.0020) / 0.0006) ** 2)) * (arch > 0.05)
-        colour = colour * (1 - 0.30 * crease * arch)[:, None]
+        colour = colour * (1 - 0.30 * crease * arch)
         inside = _below(low, v) * _below(-high, -v) * (arch > 0)
-        ball = torch.tensor([0.93, 0.92, 0.90]) * (1 - 0.28 * torch.exp(-(((v - high) / 0.0014) ** 2)) - 0.22 * (u / half) ** 4)[
-            :, None
-        ]
+        lid_shade = 0.28 * torch.exp(-(((v - high) / 0.0014) ** 2)) + 0.22 * (u / half) ** 4
+        ball = torch.tensor([[0.93], [0.92], [0.90]]) * (1 - lid_shade)
         iu, iv = x - sign * shape.eye_x_m - face.gaze_x * half * 0.5, v + 0.0003 - face.gaze_y * tall * 0.5
         radius = (iu**2 + iv**2).sqrt()
-        ring = self._iris * (0.75 + 0.55 * (radius / 0.0031))[:, None] * (1 + 0.12 * torch.sin(torch.atan2(iv, iu) * 14))[:, None]
-        ring = ring * (1 - 0.65 * smoothstep(0.0025, 0.0032, radius))[:, None]
+        spokes = 1 + 0.12 * torch.sin(torch.atan2(iv, iu) * 14)
+        rim = 1 - 0.65 * smoothstep(0.0025, 0.0032, radius)
+        ring = self._iris * ((0.75 + 0.55 * (radius / 0.0031)) * spokes * rim)
         ball = _over(ball, ring, _below(0.0031, radius))
-        ball = _over(ball, torch.tensor([0.02, 0.02, 0.02]), _below(0.00135, radius))
+        ball = _over(ball, torch.tensor([[0.02], [0.02], [0.02]]), _below(0.00135, radius))
         glint = ((iu - 0.0010) ** 2 + (iv + 0.0011) ** 2).sqrt()
-        ball = _over(ball, torch.tensor([1.0, 1.0, 1.0]), 0.9 * _below(0.0006, glint, 0.0003))
+        ball = _over(ball, torch.tensor([[1.0], [1.0], [1.0]]), 0.9 * _below(0.0006, glint, 0.0003))
         colour = _over(colour, ball, inside)
         lash = torch.exp(-(((v - high) / 0.00075) ** 2)) * (arch > 0.0) * 0.9
         under = torch.exp(-(((v - low) / 0.0006) ** 2)) * (arch > 0.05) * 0.35
@@ -211,18 +211,18 @@ class Paint:
         bottom = lower + 0.0043 * shape.lips * arch**0.7
         lip = _below(bottom, v) * _below(-top, -v) * (arch > 0)
         # the light from above: the upper lip is darker, the lower one shows its fullness
-        tone = torch.where(v < (upper + lower) / 2, 0.82, 1.04)[:, None]
+        tone = torch.where(v < (upper + lower) / 2, 0.82, 1.04)
         colour = _over(colour, self._lips * tone, 0.92 * lip)
         shade = torch.exp(-(((v - bottom - 0.0016) / 0.0014) ** 2)) * arch
-        colour = colour * (1 - 0.18 * shade)[:, None]
+        colour = colour * (1 - 0.18 * shade)
         if gap > 0.0002:
             hole = _below(lower, v) * _below(-upper, -v) * (arch > 0)
-            colour = _over(colour, torch.tensor([0.16, 0.04, 0.05]), hole)
+            colour = _over(colour, torch.tensor([[0.16], [0.04], [0.05]]), hole)
             tongue = _below(lower, v) * _below(-(lower - 0.0022), -v, 0.0008) * _below(0.55, u.abs(), 0.15)
-            colour = _over(colour, torch.tensor([0.62, 0.26, 0.26]), 0.8 * tongue * hole)
+            colour = _over(colour, torch.tensor([[0.62], [0.26], [0.26]]), 0.8 * tongue * hole)
             teeth = _below(upper + min(0.45 * gap, 0.0024), v) * _below(0.78, u.abs(), 0.06)
-            colour = _over(colour, torch.tensor([0.90, 0.88, 0.82]), teeth * hole)
+            colour = _over(colour, torch.tensor([[0.90], [0.88], [0.82]]), teeth * hole)
         seam = torch.exp(-(((v - (upper + lower) / 2) / (0.0005 + 0.2 * gap)) ** 2)) * (arch > 0)
         colour = _over(colour, self._lips * 0.25, 0.75 * seam * (1 - min(gap / 0.0015, 1.0)))
         corner = torch.exp(-(((x.abs() - half) / 0.0012) ** 2) - ((v - 0.0001) / 0.0010) ** 2)
-        return colour * (1 - 0.4 * corner)[:, None], 0.10 + 0.14 * lip
+        return colour * (1 - 0.4 * corner), 0.10 + 0.14 * lip

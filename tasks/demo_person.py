@@ -154,7 +154,7 @@ def _shape(rng: np.random.Generator) -> FaceShape:
 
 
 def _look(rng: np.random.Generator, seed: int, index: int) -> Look:
-    # Colours and styles are dealt out in turn rather than drawn, so that a small set has all of them and neighbours differ.
+    # Colours and styles are dealt out in turn, not drawn, so that a small set has all of them and neighbours differ.
     turn = index + seed
     style = HAIR_STYLES[turn % len(HAIR_STYLES)]
     skin = _near(rng, _SKINS[turn % len(_SKINS)], 0.05)

@@ -21,19 +21,21 @@ _FAR_M = 1.2
 class Plate:
     """The still parts of a person's video at frame size."""
 
-    background: Tensor  # (H, W, 3)
-    body: Tensor  # (H, W, 4) colour, times its coverage, and coverage
+    background: Tensor  # (3, H, W)
+    body: Tensor  # (4, H - top, W) colour, times its coverage, and coverage
     body_z: Tensor  # (H, W) metres from the camera; far away where there is no body
+    top: int  # first row that the body can reach
 
     def shifted(self, dx: float, dy: float) -> tuple[Tensor, Tensor]:
         """Background with the body moved by (dx, dy) pixels.
 
         Returns:
-            Picture `(H, W, 3)` and body depth `(H, W)`, the latter moved by whole pixels.
+            Picture `(3, H, W)` and body depth `(H, W)`, the latter moved by whole pixels.
         """
-        body = _shift(_shift(self.body, dy, 0), dx, 1)
-        depth = torch.roll(self.body_z, (round(dy), round(dx)), (0, 1))
-        return self.background * (1 - body[..., 3:]) + body[..., :3], depth
+        body = _shift(_shift(self.body, dy, 1), dx, 2)
+        image = self.background.clone()
+        image[:, self.top :] = image[:, self.top :] * (1 - body[3]) + body[:3]
+        return image, torch.roll(self.body_z, (round(dy), round(dx)), (0, 1))
 
 
 def _shift(image: Tensor, amount: float, axis: int) -> Tensor:
@@ -76,7 +78,7 @@ def _background(person: Person, size_px: int) -> Tensor:
     pick = np.arange(size_px) * 256 // size_px
     image = image * (1 + 0.04 * far[pick][:, pick])[..., None]
     vignette = 1 - 0.25 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
-    return torch.from_numpy(np.clip(image * vignette[..., None], 0, 1).astype(np.float32))
+    return torch.from_numpy(np.clip(image * vignette[..., None], 0, 1).astype(np.float32)).permute(2, 0, 1).contiguous()
 
 
 def _solids(place: Axes) -> tuple[Tensor, Tensor]:
@@ -158,8 +160,7 @@ def make_plate(person: Person, size_px: int, focal_px: float, centre: np.ndarray
     samples[:, 4] = _FAR_M
     samples[rows[hit]] = torch.cat([colour, torch.ones(len(rows), 1), depth[:, None]], dim=1)[hit]
     blocks = samples.view(size_px, s, size_px, s, 5)
-    return Plate(
-        background=_background(person, size_px),
-        body=blocks[..., :4].mean(dim=(1, 3)),
-        body_z=blocks[..., 4].amin(dim=(1, 3)),
-    )
+    body = blocks[..., :4].mean(dim=(1, 3)).permute(2, 0, 1)
+    covered = torch.nonzero(body[3].amax(dim=1) > 0).flatten()
+    top = max(0, int(covered[0]) - 1 - size_px // 16) if len(covered) else size_px - 1
+    return Plate(_background(person, size_px), body[:, top:].contiguous(), blocks[..., 4].amin(dim=(1, 3)), top)

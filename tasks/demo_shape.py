@@ -41,13 +41,13 @@ class HeadVolume:
 
         Args:
             closed: `(6, D, H, W)` distance, normal, openness and hair of the closed mouth.
-            jaw_open: `(5, D, H, W)` the same without hair for the wide open mouth.
+            jaw_open: `(5, D', H', W)` the same without hair for the wide open mouth, only the part that moves.
         """
         self.distance = closed[None, :1].clone()
         self.surface = closed[None, 1:].clone()
         self._part = (..., slice(0, _JAW_DEPTH), slice(_JAW_ROW, None), slice(None))
         self._shut = closed[None, :5][self._part].clone()
-        self._open = jaw_open[None][self._part].clone()
+        self._open = jaw_open[None].clone()
 
     def set_jaw(self, mouth: float) -> None:
         """Blend the two volumes in place: 0 is closed, 1 wide open."""
@@ -151,7 +151,7 @@ def _hair(axes: Axes, person: Person) -> Tensor:
     hair = _ellipsoid(axes, (0, -0.0135, 0.0055), (0.0365 * w + t, 0.0370 + t, 0.0425 + t))
     hair = torch.maximum(hair, y - (0.011 + 0.35 * z))  # the nape's line, lower at the back than at the temples
     if style in ("long", "wavy"):
-        reach = 0.046 if style == "long" else 0.040
+        reach = 0.042 if style == "long" else 0.038
         wave = 0.0018 * torch.sin(y * 480 + z * 160) if style == "wavy" else 0.0
         hair = _join(hair, _ellipsoid(mirror, (0.0365 * w, 0.0190, 0.0080), (0.0085, reach, 0.0210)) + wave, 0.008)
         hair = _join(hair, _ellipsoid(axes, (0, 0.0180, 0.0290), (0.0360 * w, reach, 0.0200)) + wave, 0.008)
@@ -181,7 +181,7 @@ def _hair(axes: Axes, person: Person) -> Tensor:
     strands = torch.sin(angle * 46 + 2 * torch.sin(y * 130)) + 0.6 * torch.sin(angle * 83 + y * 90)
     hair = hair + (0.0 if style in ("buzz", "curly") else 0.00035) * strands
     # bumps make the distance too long; a shorter step never runs through them
-    return hair * (0.6 if style == "curly" else 0.8)
+    return hair * (0.6 if style == "curly" else 0.9)
 
 
 def _openness(distance: Tensor) -> Tensor:
@@ -224,5 +224,9 @@ def build_volume(person: Person) -> HeadVolume:
     distance = torch.minimum(skin, hair)
     which = (hair - skin).clamp(-_HAIR_CHANNEL_MAX_M, _HAIR_CHANNEL_MAX_M)
     closed = torch.cat([distance[None], _normal(distance), _openness(distance)[None], which[None]])
-    opened = torch.minimum(_skin(axes, person.shape, 1.0), hair)
-    return HeadVolume(closed, torch.cat([opened[None], _normal(opened), _openness(opened)[None]]))
+    # the part that moves, with a rim for the normals and the openness at its border
+    rim = 8
+    block: Axes = (axes[0], axes[1][:, _JAW_ROW - rim :], axes[2][: _JAW_DEPTH + rim])
+    opened = torch.minimum(_skin(block, person.shape, 1.0), hair[: _JAW_DEPTH + rim, _JAW_ROW - rim :])
+    jaw_open = torch.cat([opened[None], _normal(opened), _openness(opened)[None]])
+    return HeadVolume(closed, jaw_open[:, :_JAW_DEPTH, rim:])
