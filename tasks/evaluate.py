@@ -80,6 +80,11 @@ def read_pairs(paths: Paths) -> pd.DataFrame:
     return pd.read_csv(path, dtype=text, keep_default_na=False)
 
 
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table as dicts, column name -> value."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     """Measure every generated pair and write `table1.csv` and `per_video.csv`.
 
@@ -123,7 +128,7 @@ def _measure_all(methods: list[Any], good: pd.DataFrame, paths: Paths, perceptua
     generated = open_store(paths.generated / "frames.zarr")
     rows: list[dict[str, Any]] = []
     with progress("evaluate", len(good) * len(methods), "video") as bar:
-        for pair in good.to_dict("records"):
+        for pair in records(good):
             driving = np.asarray(truth[int(pair["driving_row"])])
             for method in methods:
                 output = _output(generated, method, pair)

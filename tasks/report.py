@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -20,7 +21,7 @@ import yaml
 from models.config import Params
 from tasks.charts import Line, line_chart
 from tasks.errors import StageError
-from tasks.evaluate import BASELINE, MOTION_DEFINITIONS, OURS, read_pairs
+from tasks.evaluate import BASELINE, MOTION_DEFINITIONS, OURS, read_pairs, records
 from tasks.paths import Paths
 from tasks.report_examples import Example, Picture, Stores, choose, make_example, method_name, small
 from tasks.report_media import frame_indices, image_uri, outlined, shrink
@@ -82,7 +83,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         "examples": examples,
         "masks": _mask_pictures(paths, table),
         "counts": _counts(table),
-        "refused": refused[["video", "status", "reason", "detail"]].head(REFUSED_SHOWN).to_dict("records"),
+        "refused": records(refused[["video", "status", "reason", "detail"]].head(REFUSED_SHOWN)),
         "refused_total": len(refused),
         "times": _times(summaries),
         "study": summaries.get("study", {}),
@@ -200,7 +201,7 @@ def _results(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "videos": int(row["videos"]),
                 "cells": [cells[name][number] for name in columns],
             }
-            for number, row in enumerate(rows.to_dict("records"))
+            for number, row in enumerate(records(rows))
         ]
         blocks.append({"dataset": dataset, "columns": [_column(name) for name in columns], "rows": lines})
     return blocks
@@ -211,17 +212,17 @@ def _column(name: str) -> dict[str, str]:
 
 
 def _cells(values: pd.Series[float], name: str) -> list[dict[str, Any]]:
-    numbers = values.to_numpy(float)
-    finite = numbers[np.isfinite(numbers)]
-    best = (finite.max() if name in HIGHER_IS_BETTER else finite.min()) if len(finite) else None
-    largest = finite.max() if len(finite) and finite.max() > 0 else 1.0
+    numbers = [float(value) for value in values]
+    finite = [value for value in numbers if math.isfinite(value)]
+    best = (max if name in HIGHER_IS_BETTER else min)(finite, default=math.nan)
+    largest = max(finite, default=0.0) or 1.0
     return [
         {
             "text": f"{value:.2f}" if name == "psnr_db" else small(value),
             "bar": round(100 * max(value, 0) / largest, 1),
             "best": value == best,
         }
-        if np.isfinite(value)
+        if math.isfinite(value)
         else {"text": "not measured", "bar": 0, "best": False}
         for value in numbers
     ]
@@ -254,7 +255,7 @@ def _charts(paths: Paths) -> list[dict[str, Any]]:
         terms = [name for name in table.columns if name not in ("step", "total", "lr") and not name.startswith("lr_")]
         steps = table["step"].to_numpy(float)
         lines = [Line(name, steps, table[name].to_numpy(float)) for name in ("total", *terms)]
-        drops = table["step"][1:][np.diff(table["lr"]) < 0] if "lr" in table else []
+        drops = steps[1:][np.diff(table["lr"]) < 0] if "lr" in table else np.zeros(0)
         svg = line_chart(f"{title}: loss over steps", lines, "step", [(float(x), "learning rate drops") for x in drops])
         first, last = (float(table["total"].iloc[index]) for index in (0, -1))
         note = f"total {first:.3g} to {last:.3g} in {int(steps[-1])} steps"
@@ -287,7 +288,7 @@ def _mask_pictures(paths: Paths, table: pd.DataFrame) -> list[Picture]:
     good = table[table["status"] == "ok"].sort_values("row")
     frames, head = array(open_store(paths.clips), "frames"), array(open_store(paths.masks), "head")
     done = np.asarray(array(open_store(paths.masks), "done")[:])
-    rows = [row for row in good.to_dict("records") if done[int(row["row"])]]
+    rows = [row for row in records(good) if done[int(row["row"])]]
     pictures = []
     for index in frame_indices(len(rows), MASKS_SHOWN) if rows else []:
         row = rows[index]
@@ -302,7 +303,7 @@ def _mask_pictures(paths: Paths, table: pd.DataFrame) -> list[Picture]:
 def _counts(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of the clip table by status and reason."""
     groups = table.groupby(["status", "reason"], sort=True).size().reset_index(name="count")
-    return groups.sort_values("count", ascending=False).to_dict("records")
+    return records(groups.sort_values("count", ascending=False))
 
 
 def _times(summaries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import zarr
 from PIL import Image
 
 from models.config import Params
-from tasks.evaluate import BASELINE, OURS
+from tasks.evaluate import BASELINE, OURS, records
 from tasks.paths import Paths
 from tasks.report_media import error_map, frame_indices, image_uri, outlined, panel_scale, shrink, strip, video_uri
 from tasks.stores import array, open_store
@@ -95,7 +95,7 @@ def choose(pairs: pd.DataFrame, per_video: pd.DataFrame, setting: str, count: in
     column, ascending = ("l2", True) if setting == "self" else ("motion_correlation", False)
     ranked = good.merge(figures[["pair", column]], on="pair", how="left")
     ranked = ranked.sort_values(column, ascending=ascending, kind="stable", na_position="last").reset_index(drop=True)
-    rows = ranked.to_dict("records")
+    rows = records(ranked)
     return (
         [{**rows[index], "rank": f"{index + 1} of {len(rows)}"} for index in frame_indices(len(rows), count)]
         if rows
@@ -164,7 +164,7 @@ def _note(pair: dict[str, Any]) -> str:
 def _figures(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """L2 of each method where there is a truth, and how the outputs move."""
     found = []
-    for row in rows.to_dict("records"):
+    for row in records(rows):
         if row["method"] == BASELINE and pd.isna(row["l2"]):
             continue
         parts = [] if pd.isna(row["l2"]) else [f"L2 {small(row['l2'])}"]

@@ -94,8 +94,8 @@ def test_perceptual_equals_lpips_called_directly(tmp_path: Path, monkeypatch: py
                  reference.net.slice5):  # fmt: skip
         for number, layer in part.named_children():
             if isinstance(layer, torch.nn.Conv2d):
-                layer.weight.data = state[f"features.{number}.weight"]
-                layer.bias.data = state[f"features.{number}.bias"]
+                names = ("weight", "bias")
+                layer.load_state_dict({name: state[f"features.{number}.{name}"] for name in names})
 
     def signed(image: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 * 2 - 1

@@ -223,7 +223,7 @@ def test_tally_counts_known_answers(project: Project, tmp_path: Path) -> None:
     [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (72, 100, 0.6251, 0.7986)],
 )
 def test_wilson_against_published_values(hits: int, total: int, low: float, high: float) -> None:
-    assert wilson(hits, total) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    assert wilson(hits, total) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_hostile_rows_are_dropped_with_reasons(project: Project, tmp_path: Path) -> None:
