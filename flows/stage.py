@@ -73,6 +73,14 @@ def _quietly(action: Callable[[], Any]) -> None:
         action()
 
 
+def _alive(process: psutil.Process) -> bool:
+    """Whether it still runs; a killed process that nobody has waited for yet does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 def _starters() -> list[psutil.Process]:
     """DVC (through its shell, if that is in between) and the process that a Prefect run names in `WATCH_VARIABLE`."""
     starters = []
@@ -95,7 +103,7 @@ def _watch_starters() -> None:
     starters = _starters()
 
     def watch() -> None:
-        while all(process.is_running() for process in starters):
+        while all(_alive(process) for process in starters):
             time.sleep(PARENT_CHECK_S)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,0 +1,151 @@
+"""`head3d inspect`, `head3d animate` and `head3d metrics`: a look at the data and the trained model at work."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.graph import project_root
+from models.config import Params, load_params
+from tasks.paths import Paths
+
+
+def _project() -> tuple[Params, Paths, Path]:
+    """Settings, data paths and the root; the working directory becomes the root, because stored paths start there."""
+    root = project_root()
+    os.chdir(root)
+    return load_params(root / "params.yaml"), Paths(Path("data")), root
+
+
+def inspect(
+    clip: Annotated[
+        str | None, typer.Argument(metavar="CLIP", help="A clip's name, its row, or a video's name.")
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where the sheet goes (PNG).")] = Path("sheet.png"),
+    store: Annotated[bool, typer.Option("--store", help="Print counts and statuses of the stores instead.")] = False,
+) -> None:
+    """Draw a sheet of one clip (frames, label colours, mask outline), or count what the stores hold.
+
+    Examples:
+
+      head3d inspect --store
+
+      head3d inspect person03_0 -o sheet.png
+    """
+    from tasks import inspect as looking
+
+    here = Path.cwd()
+    _params, paths, _root = _project()
+    if store:
+        typer.echo(looking.describe_stores(paths))
+        return
+    if clip is None:
+        raise typer.BadParameter("name a clip, or say --store to see what there is", param_hint="CLIP")
+    target = here / out
+    looking.write_sheet(paths, clip, target)
+    typer.echo(f"{target}")
+
+
+def animate(
+    subject: Annotated[
+        Path, typer.Argument(metavar="SUBJECT", help="Video of the person to show.", exists=True, dir_okay=False)
+    ],
+    driving: Annotated[
+        Path, typer.Argument(metavar="DRIVING", help="Video with the motion.", exists=True, dir_okay=False)
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The video to write (MP4).")],
+    mode: Annotated[
+        str | None,
+        typer.Option(help="absolute: the driving head's pose; relative: its change. None: as in params.yaml."),
+    ] = None,
+    references: Annotated[
+        int | None, typer.Option(min=1, help="Frames of the subject to use. None: params.yaml.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. None: params.yaml.")] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Folder with geometry/, canonical/ and fusion/. None: data/checkpoints.")
+    ] = None,
+) -> None:
+    """Move the head of one video as another moves, with the trained model.
+
+    Examples:
+
+      head3d animate me.mp4 speech.mp4 -o out.mp4
+
+      head3d animate me.mp4 speech.mp4 -o out.mp4 --mode relative --references 5
+    """
+    from tasks import animate as animating
+
+    if mode not in (None, "absolute", "relative"):
+        raise typer.BadParameter(f"'{mode}' is neither absolute nor relative", param_hint="--mode")
+    subject, driving, out = subject.resolve(), driving.resolve(), out.resolve()
+    checkpoints = checkpoints.resolve() if checkpoints else None
+    params, paths, _root = _project()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    summary = animating.animate(
+        subject,
+        driving,
+        out,
+        checkpoints=checkpoints or paths.data / "checkpoints",
+        device=device or params.runtime.device,
+        mode=mode or params.generate.mode,
+        references=references or params.generate.references,
+    )
+    for key, value in (summary or {}).items():
+        typer.echo(f"{key}: {value}")
+    typer.echo(str(out))
+
+
+def metrics(
+    pred: Annotated[Path, typer.Argument(metavar="PRED", help="Video, or folder of videos.", exists=True)],
+    truth: Annotated[
+        Path, typer.Argument(metavar="TRUTH", help="What it should look like; the same kind.", exists=True)
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    frame_stride: Annotated[int, typer.Option(min=1, help="LPIPS looks at every n-th frame.")] = 1,
+    backbone: Annotated[str, typer.Option(help="LPIPS backbone: alex, vgg or squeeze.")] = "alex",
+    weights: Annotated[
+        str, typer.Option(help="File with the backbone's ImageNet weights; empty: the registry's place.")
+    ] = "",
+    device: Annotated[str, typer.Option(help="Where LPIPS runs: cpu, cuda, cuda:N.")] = "cpu",
+) -> None:
+    """Measure L2, PSNR and LPIPS between two videos, or two folders of videos with the same names.
+
+    A figure from a backbone without its weights is called lpips_random_backbone: it compares with nothing published.
+
+    Examples:
+
+      head3d metrics out.mp4 truth.mp4
+
+      head3d metrics results/ truth/ --json > figures.json
+    """
+    from models.config import Evaluate, build
+    from tasks.metrics import compare
+
+    section = build(
+        Evaluate, {"lpips_backbone": backbone, "lpips_weights": weights, "frame_stride": frame_stride}, "metrics"
+    )
+    result = compare(pred, truth, section, device)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    _print_figures(result)
+
+
+def _print_figures(result: dict[str, Any]) -> None:
+    definitions = result.get("definitions", {})
+    table = Table("figure", "value", "definition", box=None, header_style="bold")
+    for key, value in result.items():
+        if isinstance(value, int | float | None):
+            shown = "-" if value is None else f"{value:.6g}"
+            table.add_row(key, shown, escape(str(definitions.get(key, ""))))
+    Console().print(table)
+    for item in result.get("refused", []):
+        typer.echo(f"refused: {item['name']}: {item['reason']}", err=True)
