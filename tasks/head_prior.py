@@ -115,7 +115,7 @@ def part_probabilities(u: np.ndarray, v: np.ndarray, yaw: float) -> np.ndarray:
     wide = 0.12 * _soft(_ellipse(u, v, (-1.75 * yaw, -0.1), (1.7, 2.1), 2.4) / 0.15) * _soft(v / 0.3)
     sides = _soft((np.abs(u + 1.5 * yaw) - 1.6) / 0.15)
     long = 0.35 * sides * _soft((0.2 - v) / 0.2) * _soft((v - 2.3) / 0.2)
-    hair = np.maximum(skull, np.maximum(long, wide))
+    hair = np.maximum(skull, np.maximum(long, wide)) * _soft((-2.1 - v) / 0.06)  # nothing grows higher
     below = _soft((1.45 - v) / 0.12)
     neck = below * _soft((np.abs(u + 0.6 * yaw) - 0.85 - 0.3 * np.maximum(v - 1.6, 0)) / 0.12)
     cloth = _soft((2.0 - 0.25 * np.abs(u) - v) / 0.2)
