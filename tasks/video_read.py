@@ -7,7 +7,7 @@ with a deadline (tasks/workers.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -47,6 +47,7 @@ class VideoInfo:
         height: The same.
         rotation_deg: Clockwise turn the player has to apply: 0, 90, 180 or 270.
         codec: Name of the decoder.
+        indexed: The header counts the frames (mp4, mov, avi), so a wrong count can be noticed.
     """
 
     frames: int
@@ -56,6 +57,7 @@ class VideoInfo:
     height: int
     rotation_deg: int
     codec: str
+    indexed: bool
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -90,6 +92,7 @@ def probe(path: str | Path) -> VideoInfo:
                 height=max(1, height),
                 rotation_deg=rotation,
                 codec=stream.codec_context.name,
+                indexed=stream.frames > 0,
             )
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError("unreadable", f"{path.name} cannot be opened as a video ({_short(error)})") from None
@@ -156,7 +159,14 @@ def read_frames(
 def _frames(path: Path, info: VideoInfo, start: int, stop: int | None, every: int) -> Iterator[np.ndarray]:
     """Rotated frames: from decord as far as it comes, then from PyAV."""
     position = start
-    for frame in _decord_frames(path, info, start, stop, every):
+    decord_frames = _decord_frames(path, info, start, stop, every)
+    while True:
+        try:
+            frame = next(decord_frames)
+        except StopIteration as end:
+            if end.value:  # it came to the end
+                return
+            break
         yield frame
         position += every
     for frame in _pyav_frames(path, info, position, stop, every):
@@ -166,14 +176,18 @@ def _frames(path: Path, info: VideoInfo, start: int, stop: int | None, every: in
         raise VideoError("unreadable", f"{path.name}: no frame of it can be decoded")
 
 
-def _decord_frames(path: Path, info: VideoInfo, start: int, stop: int | None, every: int) -> Iterator[np.ndarray]:
-    """decord's frames (it applies the rotation itself); ends quietly at the first trouble."""
+def _decord_frames(
+    path: Path, info: VideoInfo, start: int, stop: int | None, every: int
+) -> Generator[np.ndarray, None, bool]:
+    """decord's frames (it applies the rotation itself); ends quietly at the first trouble, and returns False then."""
+    if not info.indexed:  # seen on MPEG-1: decord starts 12 frames late and repeats the last one 12 times
+        return False
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         count = len(reader)
         # With an edit list decord counts all stored frames and repeats the last one shown: PyAV honours the list.
         if info.duration_s > 0 and abs(count - info.duration_s * info.fps) > max(1.5, 0.02 * count):
-            return
+            return False
         # next() and skip_frames() only: get_batch() seeks, inexactly on some files, and hides bad frames behind copies.
         if start:
             reader.skip_frames(start)
@@ -182,10 +196,11 @@ def _decord_frames(path: Path, info: VideoInfo, start: int, stop: int | None, ev
                 reader.skip_frames(every - 1)
             frame = reader.next().asnumpy()
             if frame.ndim != 3 or frame.shape[2] != 3:
-                return
+                return False
             yield frame
     except (DECORDError, RuntimeError, StopIteration, AssertionError):
-        return
+        return False
+    return start < count
 
 
 def _resized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
