@@ -36,6 +36,10 @@ REGISTRY = {
     "alexnet": Weights(
         "alexnet-owt-7be5be79.pth", _HUB + "alexnet-owt-7be5be79.pth", "7be5be79", "BSD-3-Clause", "LPIPS (alex)"
     ),
+    "vgg16": Weights("vgg16-397923af.pth", _HUB + "vgg16-397923af.pth", "397923af", "BSD-3-Clause", "LPIPS (vgg)"),
+    "squeezenet1_1": Weights(
+        "squeezenet1_1-b8a52dc0.pth", _HUB + "squeezenet1_1-b8a52dc0.pth", "b8a52dc0", "BSD-3-Clause", "LPIPS (squeeze)"
+    ),
     "mobilenet_v2": Weights(
         "mobilenet_v2-b0353104.pth", _HUB + "mobilenet_v2-b0353104.pth", "b0353104", "BSD-3-Clause", "start of F_D"
     ),

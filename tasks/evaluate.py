@@ -14,15 +14,13 @@ import zarr
 
 from models.config import Params
 from tasks.errors import StageError
+from tasks.generated import BASELINE, OURS, read_pairs, records
 from tasks.metrics import definitions, mean_or_none, measure
 from tasks.paths import Paths
 from tasks.perceptual_metric import PerceptualMetric
 from tasks.progress import progress
 from tasks.stores import array, open_store
 from tasks.training import choose_device
-
-BASELINE = "copy_reference"
-OURS = "head3d"
 
 STATIC_SHARE = 0.1
 """An output whose mean frame difference is below this share of the driving video's counts as static."""
@@ -67,26 +65,10 @@ def motion_figures(output: np.ndarray, driving: np.ndarray) -> dict[str, float]:
     return {"motion_correlation": correlation, "motion_ratio": ratio, "static": float(ratio < STATIC_SHARE)}
 
 
-def read_pairs(paths: Paths) -> pd.DataFrame:
-    """The table of generated pairs.
-
-    Raises:
-        StageError: There is none.
-    """
-    path = paths.generated / "pairs.csv"
-    if not path.is_file():
-        raise StageError(f"{path} does not exist; `dvc repro generate` makes it")
-    text = {"pair": str, "subject_clip": str, "driving_clip": str, "subject_identity": str, "driving_identity": str}
-    return pd.read_csv(path, dtype=text, keep_default_na=False)
-
-
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a table as dicts, column name -> value."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     """Measure every generated pair and write `table1.csv` and `per_video.csv`.
+
+    Without a self-reconstruction pair (no video with two clips) Table 1 is empty and the motion figures remain.
 
     Args:
         params: All settings; `evaluate` and `generate.methods` are used.
@@ -97,19 +79,20 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         Flat figures: `l2_head3d`, `l2_copy_reference`, `l2_ratio_to_copy`, ..., and the definitions.
 
     Raises:
-        StageError: No pair could be measured.
+        StageError: No pair is finished.
     """
     del fingerprint
     pairs = read_pairs(paths)
     good = pairs[pairs["status"] == "ok"]
-    if not (good["setting"] == "self").any():
+    if good.empty:
         raise StageError(
-            f"none of the {len(pairs)} generated pairs is a finished self-reconstruction; "
-            "see the reasons in generated/pairs.csv (a test video needs two clips)"
+            f"none of the {len(pairs)} generated pairs is finished; see the reasons in generated/pairs.csv"
         )
     perceptual = PerceptualMetric(params.evaluate, choose_device(params.runtime.device))
-    per_video = _measure_all(params.generate.methods, good, paths, perceptual)
     figures = ["l2", "psnr_db", perceptual.name]
+    per_video = _measure_all(params.generate.methods, good, paths, perceptual)
+    per_video = per_video.reindex(columns=["pair", "setting", "method", "dataset", *figures, *MOTION_DEFINITIONS])
+    per_video["seen_in_training"] = per_video["pair"].map(good.set_index("pair")["seen_in_training"])
     table = _table(per_video[per_video["setting"] == "self"], figures)
     paths.metrics.mkdir(parents=True, exist_ok=True)
     per_video.to_csv(paths.metrics / "per_video.csv", index=False, float_format="%.6g")
@@ -136,7 +119,7 @@ def _measure_all(methods: list[Any], good: pd.DataFrame, paths: Paths, perceptua
                 if pair["setting"] == "self":
                     row.update(measure(output, driving, perceptual))
                 row.update(motion_figures(output, driving))
-                rows.append({**row, "seen_in_training": int(pair["seen_in_training"])})
+                rows.append(row)
                 bar.update()
     return pd.DataFrame(rows)
 

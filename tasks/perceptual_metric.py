@@ -16,14 +16,11 @@ import numpy as np
 import torch
 
 from models.config import Evaluate
+from models.pretrained import REGISTRY, weights_folder
 from tasks.errors import StageError
 
-BACKBONES = {
-    "alex": ("alexnet-owt-7be5be79.pth", "7be5be79"),
-    "vgg": ("vgg16-397923af.pth", "397923af"),
-    "squeeze": ("squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
-}
-"""lpips' name -> torchvision's file name and the first digits of the file's SHA-256, which that name carries."""
+BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
+"""lpips' name of a backbone -> the registry's."""
 
 RANDOM_SEED = 0
 """Seed of the backbone where no weights are there: the figure can be repeated, and compared on one machine only."""
@@ -65,16 +62,17 @@ def find_backbone_weights(backbone: str, configured: str) -> BackboneWeights:
     Raises:
         StageError: A file was configured, and it is missing or is not torchvision's.
     """
-    name, prefix = BACKBONES[backbone]
-    path = Path(configured).expanduser() if configured else Path(torch.hub.get_dir()) / "checkpoints" / name
-    where = f"put torchvision's {name} (its SHA-256 starts with {prefix}) into {_tilde(path.parent)}"
+    entry = REGISTRY[BACKBONES[backbone]]
+    name, prefix = entry.file, entry.sha256
+    path = Path(configured).expanduser() if configured else weights_folder() / name
+    where = f"put {name} from {entry.url} (its SHA-256 starts with {prefix[:8]}) into {_tilde(path.parent)}"
     if not path.is_file():
         if configured:
             raise StageError(f"evaluate.lpips_weights = {configured}: there is no such file; {where}, or set it to ''")
         return BackboneWeights(None, "", f"no {name} on this machine; for LPIPS {where}, or name it in lpips_weights")
     digest = sha256_of(path)
     if not digest.startswith(prefix):
-        problem = f"{path.name} has the SHA-256 {digest[:8]}... instead of {prefix}..."
+        problem = f"{path.name} has the SHA-256 {digest[:8]}... instead of {prefix[:8]}..."
         if configured:
             raise StageError(f"evaluate.lpips_weights: {problem}; {where}, or set it to ''")
         return BackboneWeights(None, "", f"{problem}: it is another or a broken file; {where}")

@@ -21,9 +21,10 @@ import yaml
 from models.config import Params
 from tasks.charts import Line, line_chart
 from tasks.errors import StageError
-from tasks.evaluate import BASELINE, MOTION_DEFINITIONS, OURS, read_pairs, records
+from tasks.evaluate import MOTION_DEFINITIONS
+from tasks.generated import BASELINE, OURS, method_name, read_pairs, records
 from tasks.paths import Paths
-from tasks.report_examples import Example, Picture, Stores, choose, make_example, method_name, small
+from tasks.report_examples import Example, Picture, Stores, choose, make_example, small
 from tasks.report_media import frame_indices, image_uri, outlined, shrink
 from tasks.stores import array, open_store
 from tasks.training import choose_device

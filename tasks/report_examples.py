@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,10 @@ import zarr
 from PIL import Image
 
 from models.config import Params
-from tasks.evaluate import BASELINE, OURS, records
+from tasks.generated import BASELINE, OURS, method_name, records
 from tasks.paths import Paths
 from tasks.report_media import error_map, frame_indices, image_uri, outlined, panel_scale, shrink, strip, video_uri
 from tasks.stores import array, open_store
-
-METHOD_NAMES = {
-    "head3d": "Head3D",
-    "mean_canonical": "Mean canonical head",
-    "copy_reference": "Copy of the reference frame",
-}
-"""What a person reads for a method's name in the files."""
-
-
-def method_name(method: str) -> str:
-    """The readable name of a method."""
-    return METHOD_NAMES.get(method, method)
 
 
 def small(value: float) -> str:
@@ -174,6 +163,13 @@ def _figures(rows: pd.DataFrame) -> list[tuple[str, str]]:
     return found
 
 
+def _on_grey(path: Path) -> np.ndarray:
+    """A canonical head, `(H, W, 3)` uint8; where its mask is empty, neutral grey."""
+    with Image.open(path) as image:
+        ground = Image.new("RGBA", image.size, (128, 128, 128, 255))
+        return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))
+
+
 def _singles(pair: dict[str, Any], paths: Paths, subject: np.ndarray, methods: list[str]) -> list[Picture]:
     """The reference frame, and the canonical head of every method that has one."""
     reference = shrink(subject[int(pair["reference_frame"])])
@@ -181,8 +177,7 @@ def _singles(pair: dict[str, Any], paths: Paths, subject: np.ndarray, methods: l
     for method in methods:
         path = paths.generated / "canonical" / method / pair["setting"] / f"{pair['pair']}.png"
         if path.is_file():
-            with Image.open(path) as image:
-                head = np.asarray(image.convert("RGB"))
+            head = _on_grey(path)
             caption = "Canonical head" if method == OURS else f"{method_name(method)}"
             pictures.append(Picture(caption, f"canonical head of {method_name(method)}", image_uri(shrink(head))))
     return pictures

@@ -15,7 +15,7 @@ import av
 
 from models.config import Params, Study
 from tasks.errors import StageError
-from tasks.evaluate import BASELINE, OURS, read_pairs
+from tasks.generated import BASELINE, OURS, read_pairs
 from tasks.paths import Paths
 
 PAIR_COLUMNS = ("pair", "dataset", "setting", "video_a", "video_b")
@@ -49,6 +49,8 @@ class Comparison:
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     """Write the study's folder: `pairs.csv`, `key.csv`, a sheet per rater, and the blinded videos.
 
+    Where there is nothing to compare the sheets are empty and the summary's `note` says why: the report still comes.
+
     Args:
         params: All settings; `study` and `generate.methods` are used.
         paths: Where the data lies.
@@ -58,7 +60,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         Counts: comparisons, repeats, raters, videos, and what is missing to `pairs_per_method`.
 
     Raises:
-        StageError: There is no cross-identity pair or no method to compare with, or the folder holds answers.
+        StageError: The folder holds answers, or a generated video is missing.
     """
     stamp = paths.study / "stage.json"
     if stamp.is_file():
@@ -67,20 +69,20 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
             return dict(stored["summary"])
     _refuse_to_lose_answers(paths.study)
     rivals = [method for method in params.generate.methods if method not in (OURS, BASELINE)]
-    if OURS not in params.generate.methods or not rivals:
-        raise StageError(f"the study compares {OURS} with other methods; add them to generate.methods")
     rng = random.Random(params.study.seed)
-    comparisons = plan(_candidates(paths), rivals, params.study, rng)
-    if not comparisons:
-        raise StageError(
-            "no cross-identity pair was generated; set generate.cross_pairs above 0 or see generated/pairs.csv"
-        )
+    candidates = _candidates(paths)
+    note = ""
+    if not candidates:
+        note = "no cross-identity pair was generated: it takes two people and generate.cross_pairs above 0"
+    elif OURS not in params.generate.methods or not rivals:
+        note = f"the study compares {OURS} with other methods than {BASELINE}: add one to generate.methods"
+    comparisons = [] if note else plan(candidates, rivals, params.study, rng)
     shutil.rmtree(paths.study, ignore_errors=True)
     paths.study.mkdir(parents=True)
     videos = _copy_videos(comparisons, paths)
     _write_tables(comparisons, params.study, paths.study, rng)
     originals = [item for item in comparisons if not item.repeat_of]
-    fewest = min(_count_by(originals).values())
+    fewest = min(_count_by(originals).values(), default=0)
     summary = {
         "comparisons": len(originals),
         "repeats": len(comparisons) - len(originals),
@@ -88,6 +90,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         "methods_compared": len(rivals),
         "videos": videos,
         "pairs_missing_per_method": max(0, params.study.pairs_per_method - fewest),
+        **({"note": note} if note else {}),
     }
     stamp.write_text(json.dumps({"fingerprint": fingerprint, "summary": summary}, indent=1) + "\n", encoding="utf-8")
     return summary

@@ -228,7 +228,7 @@ def _write_generated(paths: Paths, pairs: list[dict[str, Any]], clips: np.ndarra
                 if method != "copy_reference":
                     target = paths.generated / "canonical" / method / setting / f"{row['pair']}.png"
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(subject[0]).save(target)
+                    Image.fromarray(np.dstack([subject[0], np.full(subject.shape[1:3], 255, np.uint8)])).save(target)
 
 
 def _write_metrics(paths: Paths) -> None:

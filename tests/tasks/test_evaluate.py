@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import zarr
 
 from tasks import evaluate
@@ -22,7 +21,7 @@ from tests.tasks.factory import METHODS, Project, make_project
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """Four people, the last one's self pair failed."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return make_project(tmp_path, videos=False)
 
 
@@ -81,9 +80,16 @@ def test_motion_figures_of_a_copy_a_reversed_and_a_still_video() -> None:
     assert all(math.isnan(value) for value in motion_figures(driving, driving[:1].repeat(7, axis=0)).values())
 
 
-def test_nothing_to_measure_is_an_error_that_says_where_to_look(project: Project) -> None:
+def test_without_self_pairs_motion_remains_and_without_any_pair_it_is_an_error(project: Project) -> None:
     table = project.paths.generated / "pairs.csv"
     pairs = pd.read_csv(table)
+    pairs[pairs["setting"] == "cross"].to_csv(table, index=False)
+    summary = evaluate.run(project.params, project.paths, "f")
+    assert "l2_head3d" not in summary
+    assert summary["motion_correlation_head3d_cross"] > 0.95
+    empty = pd.read_csv(project.paths.metrics / "table1.csv")
+    assert empty.empty
+    assert {"dataset", "method", "l2", "psnr_db", "videos"} <= set(empty.columns)
     pairs.assign(status="error").to_csv(table, index=False)
     with pytest.raises(StageError, match=r"pairs\.csv"):
         evaluate.run(project.params, project.paths, "f")

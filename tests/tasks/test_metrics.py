@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from models.config import Evaluate
-from tasks import perceptual_metric
+from models.pretrained import REGISTRY, Weights
 from tasks.errors import StageError
 from tasks.metrics import MAX_PSNR_DB, compare, l2, psnr_db
 from tasks.perceptual_metric import PerceptualMetric, find_backbone_weights
@@ -29,14 +29,13 @@ SETTINGS = Evaluate(lpips_backbone="alex", lpips_weights="", frame_stride=2)
 @pytest.fixture(autouse=True)
 def no_weights_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty torch hub folder, whatever this machine has, and no way to the network."""
-    hub = tmp_path / "hub"
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(hub))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def refuse(*_arguments: object, **_names: object) -> None:
         raise AssertionError("something wants the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    return hub
+    return tmp_path / "hub"
 
 
 def random_video(seed: int, frames: int = 5, size_px: int = 64) -> np.ndarray:
@@ -63,7 +62,8 @@ def make_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save(state, raw)
     prefix = hashlib.sha256(raw.read_bytes()).hexdigest()[:8]
     path = raw.rename(folder / f"alexnet-owt-{prefix}.pth")
-    monkeypatch.setitem(perceptual_metric.BACKBONES, "alex", (path.name, prefix))
+    entry = Weights(path.name, "https://example.org/", prefix, "none", "test")
+    monkeypatch.setitem(REGISTRY, "alexnet", entry)
     return path
 
 

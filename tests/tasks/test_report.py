@@ -33,7 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A whole run up to its report, on synthetic heads; two examples of each setting."""
     root = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.hub, "get_dir", lambda: str(root / "hub"))
+        patch.setenv("TORCH_HOME", str(root))
         made = make_project(root, frames=8, report={"examples": 2, "frames_per_sheet": 4})
         for name, stage in (("evaluate", evaluate), ("study", study)):
             summary = {"seconds": 65.0, **stage.run(made.params, made.paths, "f")}
