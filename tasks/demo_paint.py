@@ -97,7 +97,7 @@ class Paint:
         if look.stubble:
             line = 0.020 + 0.010 * np.abs(angle) ** 1.5 - 0.004 * np.exp(-((angle / 0.3) ** 2))
             low = expit((y - line) / 0.0012)
-            grain = 1 + 0.12 * periodic_noise(rng, shape, (1.5, 1.5))
+            grain = 1 + 0.06 * periodic_noise(rng, shape, (1.5, 1.5))
             beard = np.clip(low * look.stubble * grain, 0, 1)
             hair = np.array(look.brow, np.float32) / np.array(look.skin, np.float32)
             factor += beard[None] * (hair[:, None, None] - factor)

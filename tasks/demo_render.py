@@ -26,7 +26,8 @@ DISTANCE_M = 1.0
 
 _REACH_M = 0.077  # no part of a head is farther from its centre
 _HIT_M = 1.5e-4
-_MIN_STEP_M = 2.5e-4  # keeps rays that graze the surface going; one that lands inside steps back
+_STOP_M = 1.2e-4
+_RELAX, _PUSH_M = 1.15, 8e-5  # longer steps keep grazing rays going; one that lands inside (distance < 0) steps back
 _STEPS = 24
 _SUB_PIXELS = ((-1 / 3, 0.0), (0.0, 1 / 3), (1 / 3, -1 / 3))  # distinct columns and rows, mean 0
 _EDGE_DEPTH_M = 0.0045
@@ -120,23 +121,20 @@ class HeadRenderer:
         Returns:
             Depth `(N,)` and the distance to the surface that is left there.
         """
-        origin, rays = (view.origin - self._middle) / self._half, rays / self._half
+        origin, ray = (view.origin - self._middle) / self._half, rays / self._half
         z, left = start.clone(), torch.full_like(start, 1.0)
-        active = torch.arange(len(start))
-        far = view.far
-        ray, depth = rays, start
-        for step in range(steps):
-            d = self._distance(origin + depth * ray)
-            # a ray that a bump let in too deep (d < 0) steps back
-            walking = (d.abs() > stop_m) & (depth < far)
-            step_m = torch.where(d > 0, d.clamp_min(_MIN_STEP_M * max(1.0, step / 6)), d)
-            depth = torch.where(walking, depth + step_m, depth)
-            if step % 2 == 1 or step == steps - 1:
-                z[active], left[active] = depth, d
-                keep = torch.nonzero(walking).flatten()
-                if not len(keep):
-                    break
-                active, ray, depth = active[keep], ray[:, keep], depth[keep]
+        active, depth = torch.arange(len(start)), start.clone()
+        for step in range(1, steps + 1):
+            d = self._distance(torch.addcmul(origin, ray, depth))
+            if step % 2 and step < steps:
+                depth.add_(d, alpha=_RELAX).add_(_PUSH_M)
+                continue
+            z[active], left[active] = depth, d
+            keep = torch.nonzero((d.abs() > stop_m) & (depth < view.far)).flatten()
+            if not len(keep):
+                break
+            active, ray = active[keep], ray[:, keep]
+            depth = depth[keep].add_(d[keep], alpha=_RELAX).add_(_PUSH_M)
         return z, left
 
     def _starts(self, view: _View) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -183,8 +181,8 @@ class HeadRenderer:
             qx, qy = du.abs() - 0.0085, dv.abs() - 0.0052
             rim = (qx.clamp_min(0) ** 2 + qy.clamp_min(0) ** 2).sqrt() + torch.maximum(qx, qy).clamp_max(0) - 0.0030
         soft = 0.0006
-        cover = ((0.0009 - rim.abs()) / soft + 0.5).clamp(0, 1)
-        bridge = ((0.0008 - (y + 0.0030 - 12 * x**2).abs()) / soft + 0.5).clamp(0, 1) * (side < shape.eye_x_m - 0.010)
+        cover = ((0.0007 - rim.abs()) / soft + 0.5).clamp(0, 1)
+        bridge = ((0.0007 - (y + 0.0030 - 12 * x**2).abs()) / soft + 0.5).clamp(0, 1) * (side < shape.eye_x_m - 0.010)
         cover = torch.maximum(cover, bridge)
         lens = (-rim / soft).clamp(0, 1)
         # the arms, from the rims back to the ears, each in an upright plane of its own
@@ -195,7 +193,7 @@ class HeadRenderer:
             reach = hinge + slope * (origin[2] - _GLASSES_Z_M) - sign * origin[0]
             along = reach / torch.where(across.abs() < 1e-4, 1e-4, across)
             _, ay, az = origin + along * rays
-            arm = ((0.0009 - (ay - _GLASSES_Y_M + 0.0030).abs()) / soft + 0.5).clamp(0, 1)
+            arm = ((0.0007 - (ay - _GLASSES_Y_M + 0.0030).abs()) / soft + 0.5).clamp(0, 1)
             arm = arm * ((az > _GLASSES_Z_M) & (az < ear_z))
             first = (arm > 0.3) & ((cover < 0.3) | (along < depth))
             depth, cover = torch.where(first, along, depth), torch.where(first, arm, cover)
@@ -232,7 +230,7 @@ class HeadRenderer:
         Returns:
             Colour `(3, N)`, opacity `(N,)` and depth `(N,)`, 0 where the ray misses the head.
         """
-        z, left = self._march(view, rays, start, _HIT_M / 2, _STEPS)
+        z, left = self._march(view, rays, start, _STOP_M, _STEPS)
         hit = (left < _HIT_M) & (z < limit)
         depth = torch.where(hit, z, 0.0)
         colour = torch.zeros_like(rays)

@@ -113,7 +113,7 @@ def _clothes(person: Person, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, T
         flap = smoothstep(0.0012, 0.0, (y - line - 0.010 + 0.45 * around).abs() - 0.004) * (around < 0.030)
         colour = colour + (torch.clamp(second * 0.4 + 0.6, 0, 1) - colour) * flap[:, None]
     else:
-        line = 0.0790 - 0.35 * around
+        line = 0.0830 - 9.0 * around**2
         colour = colour * (1 - 0.25 * torch.exp(-(((y - line - 0.0015) / 0.0009) ** 2)))[:, None]
     return colour, smoothstep(-0.0004, 0.0004, y - line)
 

@@ -146,7 +146,7 @@ def _hair(axes: Axes, person: Person) -> Tensor:
     side = x.abs()
     style, w = person.look.hair_style, person.shape.head_width
     mirror: Axes = (side, y, z)
-    thick = {"buzz": 0.0013, "short": 0.0034, "quiff": 0.0026, "bun": 0.0028, "side_part": 0.0036, "fringe": 0.0044}
+    thick = {"buzz": 0.0024, "short": 0.0034, "quiff": 0.0026, "bun": 0.0028, "side_part": 0.0036, "fringe": 0.0044}
     t = thick.get(style, 0.0050)
     hair = _ellipsoid(axes, (0, -0.0135, 0.0055), (0.0365 * w + t, 0.0370 + t, 0.0425 + t))
     hair = torch.maximum(hair, y - (0.011 + 0.35 * z))  # the nape's line, lower at the back than at the temples
@@ -175,7 +175,7 @@ def _hair(axes: Axes, person: Person) -> Tensor:
     elif style == "bun":
         hair = _join(hair, _sphere(axes, (0, -0.0505, 0.0260), 0.0130), 0.003)
     elif style in ("fringe", "bob"):
-        band = _ellipsoid(axes, (0, -0.0315, -0.0090), (0.0350 * w, 0.0140, 0.0310))
+        band = _ellipsoid(axes, (0, -0.0335, -0.0090), (0.0350 * w, 0.0140, 0.0310))
         hair = _join(hair, band, 0.004)
     angle = torch.atan2(x, -z)
     strands = torch.sin(angle * 46 + 2 * torch.sin(y * 130)) + 0.6 * torch.sin(angle * 83 + y * 90)
