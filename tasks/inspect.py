@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import zarr
+from PIL import Image
 
 from tasks import sheets
 from tasks.clip_table import ok_clips, read_table
@@ -20,6 +23,8 @@ from tasks.stores import array, open_store
 
 TILE_PX = 128
 """A frame is shown at least this large."""
+SHEET_FRAMES = 8
+"""Frames of a clip on the sheet of `head3d inspect`."""
 WORST = 5
 """How many clips each list of the worst names."""
 
@@ -72,7 +77,7 @@ def inspect_clip(paths: Paths, clip: str, frames_per_sheet: int) -> np.ndarray:
 
     Args:
         paths: The data folder.
-        clip: Name as in the clip table.
+        clip: Name as in the clip table; or its row, or the name of a video, which stands for its first clip.
         frames_per_sheet: How many frames, evenly spread over the clip.
 
     Returns:
@@ -82,7 +87,7 @@ def inspect_clip(paths: Paths, clip: str, frames_per_sheet: int) -> np.ndarray:
         StageError: There is no such clip, or it has no frames; the text names the nearest ones or the reason.
     """
     record = _clip_record(paths, clip)
-    row = int(record["row"])
+    clip, row = str(record["clip"]), int(record["row"])
     frames = np.asarray(array(_store(paths.clips, "crop"), "frames")[row])
     shown = frame_indices(len(frames), max(frames_per_sheet, 1))
     pictures = [[frames[t] for t in shown]]
@@ -101,6 +106,55 @@ def inspect_clip(paths: Paths, clip: str, frames_per_sheet: int) -> np.ndarray:
     title = f"{clip}  {record['identity']}  {record['split']}  frames {record['start_frame']}-{record['end_frame']}"
     sheet = sheets.contact_sheet(large, captions, title)
     return np.concatenate([sheet, sheets.legend(present, sheet.shape[1])]) if present else sheet
+
+
+def write_sheet(paths: Paths, clip: str, target: Path) -> None:
+    """`inspect_clip` as a PNG.
+
+    Raises:
+        StageError: As `inspect_clip`.
+    """
+    sheet = inspect_clip(paths, clip, SHEET_FRAMES)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).save(target, "PNG")
+
+
+def describe_stores(paths: Paths) -> str:
+    """`inspect_store` as text for people.
+
+    Raises:
+        StageError: As `inspect_store`.
+    """
+    report = inspect_store(paths)
+    kinds = f"{_listed(report.clips_by_split)}; {_listed(report.clips_by_dataset)}"
+    size = " x ".join(str(number) for number in report.frames) or "no store yet"
+    lines = [
+        f"videos       {report.videos} ({_listed(report.videos_by_status)})",
+        f"clips        {report.clips} ({kinds}), each {size}",
+        f"identities   {_listed(report.identities_by_split)}",
+        f"head masks   {report.parsed} of {report.clips} clips",
+    ]
+    if report.head_area:
+        lines.append(f"head area    {_listed(report.head_area)} (share of the frame)")
+        lines.append(f"flicker      {_listed(report.flicker)} (1 - mean IoU of successive masks)")
+        lines.append("most flicker " + _ranked(report.most_flicker))
+        lines.append("smallest     " + _ranked(report.smallest))
+        lines.append("largest      " + _ranked(report.largest))
+    if report.refused:
+        lines.append(f"videos without a clip ({_listed(report.reasons)}):")
+        lines += [f"  {video}: {status}, {reason}; {detail}" for video, status, reason, detail in report.refused]
+    if report.unparsed:
+        lines.append(f"clips without a mask ({_listed(report.failed_masks)}):")
+        lines += [f"  {clip}: {reason}; {detail}" for clip, reason, detail in report.unparsed]
+    return "\n".join(lines)
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def _ranked(items: list[tuple[str, float]]) -> str:
+    return ", ".join(f"{clip} {value:.3f}" for clip, value in items)
 
 
 def inspect_store(paths: Paths) -> StoreReport:
@@ -140,6 +194,10 @@ def inspect_store(paths: Paths) -> StoreReport:
 def _clip_record(paths: Paths, clip: str) -> dict[str, Any]:
     table = read_table(paths.clip_table)
     found = table[table["clip"] == clip]
+    if found.empty and clip.isdecimal():
+        found = table[table["row"] == int(clip)]
+    if found.empty:
+        found = table[table["video"] == clip].sort_values("row", kind="stable")
     if found.empty:
         names = ok_clips(table)["clip"].astype(str).tolist()
         near = difflib.get_close_matches(clip, names, n=3, cutoff=0.3) or names[:3]
@@ -151,7 +209,7 @@ def _clip_record(paths: Paths, clip: str) -> dict[str, Any]:
     return record
 
 
-def _store(path: Any, stage: str) -> zarr.Group:
+def _store(path: Path, stage: str) -> zarr.Group:
     try:
         return open_store(path)
     except FileNotFoundError:

@@ -63,21 +63,21 @@ def make_clip_store(root: Path, clips: int, blind: set[int], frames: int = 3, si
     rows: list[dict[str, Any]] = []
     done = np.ones(clips + 1, np.uint8)
     done[0] = 0
-    values = {
+    values: dict[str, np.ndarray] = {
         "frames": np.zeros((clips + 1, frames, size_px, size_px, 3), np.uint8),
         "landmarks": np.full((clips + 1, frames, 5, 2), np.nan, np.float32),
         "face_box": np.full((clips + 1, frames, 4), np.nan, np.float32),
     }
     common: dict[str, Any] = {"dataset": "demo", "split": "train", "start_frame": 0, "end_frame": frames}
-    rows.append({**common, "clip": "none", "video": "none", "row": -1, "identity": "nobody"})
-    rows[0] |= {"status": "rejected", "reason": "no_face", "detail": "no face in 3 of 3 frames"}
+    refused = {"status": "rejected", "reason": "no_face", "detail": "no face in 3 of 3 frames"}
+    rows.append({**common, **refused, "clip": "none", "video": "none", "row": -1, "identity": "nobody"})
     for row in range(1, clips + 1):
         clip = rendered_clip(row % 3, frames, size_px)
         values["frames"][row] = clip.frames
         if row not in blind:
             values["landmarks"][row], values["face_box"][row] = clip.landmarks, clip.face_box
-        rows.append({**common, "clip": f"clip{row}_0", "video": f"clip{row}", "row": row, "identity": f"p{row % 3}"})
-        rows[-1] |= {"status": "ok", "reason": "", "detail": ""}
+        names = {"clip": f"clip{row}_0", "video": f"clip{row}", "row": row, "identity": f"p{row % 3}"}
+        rows.append({**common, **names, "status": "ok", "reason": "", "detail": ""})
     for first in range(0, clips + 1, 4):
         part = slice(first, first + 4)
         write_rows(group, first, {name: value[part] for name, value in values.items()}, done[part])

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tasks import labels, parse, sheets
 from tasks.errors import StageError
-from tasks.inspect import TILE_PX, inspect_clip, inspect_store
+from tasks.inspect import SHEET_FRAMES, TILE_PX, describe_stores, inspect_clip, inspect_store, write_sheet
 from tasks.paths import Paths
 from tasks.stores import array, open_store
 from tests.tasks.rendered import make_clip_store, parse_params
@@ -53,9 +54,29 @@ def test_a_clip_without_mask_shows_its_frames(project: Paths) -> None:
     assert without.shape[1] == with_mask.shape[1]
 
 
+def test_a_clip_by_row_or_video(project: Paths) -> None:
+    wanted = inspect_clip(project, "clip2_0", 2)
+    assert np.array_equal(inspect_clip(project, "2", 2), wanted)
+    assert np.array_equal(inspect_clip(project, "clip2", 2), wanted)
+
+
+def test_sheet_as_a_file(project: Paths, tmp_path: Path) -> None:
+    write_sheet(project, "clip1_0", tmp_path / "new" / "sheet.png")
+    with Image.open(tmp_path / "new" / "sheet.png") as image:
+        assert np.array_equal(np.asarray(image), inspect_clip(project, "clip1_0", SHEET_FRAMES))
+
+
+def test_stores_in_words(project: Paths) -> None:
+    text = describe_stores(project)
+    assert "5 (ok 4, rejected 1)" in text
+    assert "3 of 4 clips" in text
+    assert "none: rejected, no_face; no face in 3 of 3 frames" in text
+    assert "clip3_0: no_face" in text
+
+
 def test_unknown_and_refused_clips(project: Paths) -> None:
     with pytest.raises(StageError, match="clip2_0"):
-        inspect_clip(project, "clip2", 3)
+        inspect_clip(project, "clip2_9", 3)
     with pytest.raises(StageError, match="no_face"):
         inspect_clip(project, "none", 3)
 
