@@ -9,9 +9,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 
 from models.config import Demo
 from tasks.demo import DemoJob, render
+
+torch.set_num_threads(1)  # as in the workers: the last bit of a detection depends on it
 
 
 def corners(count: int = 30, height: int = 96, width: int = 128) -> np.ndarray:
