@@ -23,9 +23,11 @@ from tasks.charts import Line, line_chart
 from tasks.errors import StageError
 from tasks.evaluate import MOTION_DEFINITIONS
 from tasks.generated import BASELINE, OURS, method_name, read_pairs, records
+from tasks.labels import COLOURS, NAMES
 from tasks.paths import Paths
 from tasks.report_examples import Example, Picture, Stores, choose, make_example, small
 from tasks.report_media import frame_indices, image_uri, outlined, shrink
+from tasks.sheets import colour_labels
 from tasks.stores import array, open_store
 from tasks.training import choose_device
 
@@ -71,6 +73,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     figures = _read(paths.metrics / "table1.csv", "evaluate")
     summaries = _summaries(paths)
     examples = _examples(params, paths, table, per_video)
+    masks, legend = _masks(paths, table)
     refused = table[table["status"] != "ok"]
     context = {
         "style": (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8"),
@@ -82,7 +85,8 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         "random_backbone": "lpips_random_backbone" in figures.columns,
         "charts": _charts(paths),
         "examples": examples,
-        "masks": _mask_pictures(paths, table),
+        "masks": masks,
+        "labels": legend,
         "counts": _counts(table),
         "refused": records(refused[["video", "status", "reason", "detail"]].head(REFUSED_SHOWN)),
         "refused_total": len(refused),
@@ -284,21 +288,27 @@ def _examples(params: Params, paths: Paths, table: pd.DataFrame, per_video: pd.D
     }
 
 
-def _mask_pictures(paths: Paths, table: pd.DataFrame) -> list[Picture]:
-    """The middle frame of some clips with the head outlined."""
-    good = table[table["status"] == "ok"].sort_values("row")
-    frames, head = array(open_store(paths.clips), "frames"), array(open_store(paths.masks), "head")
-    done = np.asarray(array(open_store(paths.masks), "done")[:])
-    rows = [row for row in records(good) if done[int(row["row"])]]
-    pictures = []
+def _masks(paths: Paths, table: pd.DataFrame) -> tuple[list[Picture], list[tuple[str, str]]]:
+    """The middle frame of some clips, outlined and in label colours, and the colours' legend (name, CSS colour)."""
+    store = open_store(paths.masks)
+    frames, head, labels = array(open_store(paths.clips), "frames"), array(store, "head"), array(store, "labels")
+    done = np.asarray(array(store, "done")[:])
+    rows = [row for row in records(table[table["status"] == "ok"].sort_values("row")) if done[int(row["row"])]]
+    pictures, seen = [], set()
     for index in frame_indices(len(rows), MASKS_SHOWN) if rows else []:
-        row = rows[index]
-        image, mask = np.asarray(frames[int(row["row"])]), np.asarray(head[int(row["row"])])
-        middle = slice(len(image) // 2, len(image) // 2 + 1)
-        share = f"{mask.mean():.0%}"
-        shown = image_uri(shrink(outlined(image[middle], mask[middle])[0]))
-        pictures.append(Picture(f"{row['clip']}, head {share}", f"head mask of clip {row['clip']}", shown))
-    return pictures
+        clip, number = rows[index]["clip"], int(rows[index]["row"])
+        middle = frames.shape[1] // 2
+        mask, image = np.asarray(head[number]), np.asarray(frames[number])[middle]
+        classes = np.asarray(labels[number])[middle]
+        seen |= {int(label) for label in np.unique(classes)}
+        outline = shrink(outlined(image[None], mask[middle][None])[0])
+        colours = shrink(colour_labels(classes).repeat(2, axis=0).repeat(2, axis=1))
+        both = image_uri(np.concatenate([outline, colours], axis=1))
+        pictures.append(Picture(f"{clip}, head {mask.mean():.0%}", f"head mask and labels of clip {clip}", both))
+    legend = [
+        (NAMES[label], "#" + bytes(COLOURS[label].tolist()).hex()) for label in sorted(seen) if label < len(NAMES)
+    ]
+    return pictures, legend
 
 
 def _counts(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tasks.sheets import draw_outline
 from tasks.video import write_video
 
 TILE_PX = 160
@@ -20,8 +21,6 @@ PANEL_PX = 192
 
 ERROR_FULL_SCALE = 0.3
 """Error maps are white-hot from this mean absolute difference (of [0, 1] RGB) on."""
-
-OUTLINE_RGB = (0, 255, 120)
 
 
 def frame_indices(frames: int, count: int) -> list[int]:
@@ -69,12 +68,9 @@ def outlined(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
         `(T, 2H, 2W, 3)` uint8.
     """
     large = frames.repeat(2, axis=1).repeat(2, axis=2)
-    inside = masks.repeat(2, axis=1).repeat(2, axis=2).astype(bool)
-    padded = np.pad(inside, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    core = padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1] & padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:]
-    shown = np.where(inside[..., None], large, large // 2)
-    shown[inside & ~core] = OUTLINE_RGB
-    return shown
+    inside = masks.repeat(2, axis=1).repeat(2, axis=2)
+    shown = np.where(inside[..., None] > 0, large, large // 2)
+    return np.stack([draw_outline(frame, mask) for frame, mask in zip(shown, inside, strict=True)])
 
 
 def error_map(output: np.ndarray, truth: np.ndarray) -> np.ndarray:

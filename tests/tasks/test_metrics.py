@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import socket
 import warnings
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_compare_folders_lists_what_does_not_fit(tmp_path: Path) -> None:
         (folder / "more").mkdir(parents=True)
     moved, _ = head_clip(1, 0.0, 6, 64)
     write_video(pred / "same.mp4", moved, 25)
-    write_video(truth / "same.mp4", moved, 25)
+    shutil.copy(pred / "same.mp4", truth / "same.mp4")
     write_video(pred / "length.mp4", moved, 25)
     write_video(truth / "length.mp4", moved[:4], 25)
     write_video(pred / "size.mp4", moved, 25)
