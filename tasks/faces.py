@@ -257,9 +257,9 @@ def _kept(boxes: np.ndarray | None, probability: np.ndarray, landmarks: np.ndarr
         return _no_faces()
     probability = np.asarray(probability, dtype=np.float64)
     sure = probability >= least
-    return Faces(
-        np.asarray(boxes, dtype=np.float64)[sure], np.asarray(landmarks, dtype=np.float64)[sure], probability[sure]
-    )
+    # Its landmarks count from the pixel's edge, ours from its centre (mirrored pictures show the difference).
+    points = np.asarray(landmarks, dtype=np.float64)[sure] - 0.5
+    return Faces(np.asarray(boxes, dtype=np.float64)[sure], points, probability[sure])
 
 
 def _append(track: Track, index: int, faces: Faces, f: int) -> None:
