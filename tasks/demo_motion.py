@@ -52,15 +52,14 @@ def _yaw(rng: np.random.Generator, frames: int, max_yaw_deg: float, amplitude_de
     low = min(_WIDE_YAW_DEG + 2.0, max_yaw_deg)
     peaks = rng.uniform(low, max(low, amplitude_deg), 4)
     peaks[rng.integers(4)] = max(low, amplitude_deg)
-    at = np.array([0.10, 0.35, 0.60, 0.85]) + rng.uniform(-0.04, 0.04, 4)
-    start, end = rng.uniform(-0.3, 0.3, 2) * amplitude_deg
+    at = np.array([0.14, 0.37, 0.62, 0.85]) + rng.uniform(-0.02, 0.02, 4)
+    start, end = side * rng.uniform(0.2, 0.6, 2) * np.array([1, -1]) * amplitude_deg
     values = np.concatenate([[start], side * peaks * np.array([1, -1, 1, -1]), [end]])
     knots = np.concatenate([[0.0], at, [1.0]]) * max(frames - 1, 1)
     times = np.arange(frames, dtype=np.float64)
     left = np.clip(np.searchsorted(knots, times, side="right") - 1, 0, len(knots) - 2)
     share = (times - knots[left]) / (knots[left + 1] - knots[left])
-    # quintic ease: speed and acceleration are zero at the knots, so that no frame jerks
-    ease = share**3 * (10 - 15 * share + 6 * share**2)
+    ease = share**2 * (3 - 2 * share)  # speed is zero at the knots
     return np.clip(values[left] + (values[left + 1] - values[left]) * ease, -max_yaw_deg, max_yaw_deg)
 
 
