@@ -27,7 +27,7 @@ STATIC_SHARE = 0.1
 
 MOTION_DEFINITIONS = {
     "motion_correlation": "Pearson correlation over time of the frame-difference energies of output and driving video; "
-    "0 for an output without any motion; mean over videos",
+    "0 for an output without any motion; mean over videos; says nothing about how the output looks",
     "motion_ratio": "mean absolute frame difference of the output divided by the driving video's; mean over videos",
     "static": f"share of outputs whose motion is below {STATIC_SHARE:.0%} of the driving video's",
 }

@@ -83,6 +83,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         "motion": _motion(per_video),
         "definitions": _definitions(summaries.get("evaluate", {})),
         "random_backbone": "lpips_random_backbone" in figures.columns,
+        "worse_than_copy": (summaries.get("evaluate", {}).get("l2_ratio_to_copy") or 0) >= 1,
         "charts": _charts(paths),
         "examples": examples,
         "masks": masks,

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from tasks import evaluate, report, study
 from tasks.charts import Line, line_chart
 from tasks.errors import StageError
+from tasks.paths import Paths
 from tasks.report_media import error_map, frame_indices, outlined
 from tests.tasks.factory import Project, make_project
 
@@ -45,6 +47,17 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 @pytest.fixture(scope="module")
 def html(project: Project) -> str:
     return (project.paths.report / "index.html").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class SideReport(Paths):
+    """The same data with another folder for the report."""
+
+    target: Path
+
+    @property
+    def report(self) -> Path:
+        return self.target
 
 
 class Elements(HTMLParser):
@@ -83,6 +96,19 @@ def test_figures_stand_beside_the_trivial_baseline_under_honest_names(html: str,
     assert "No LPIPS here" in html
     assert "alexnet-owt-7be5be79.pth" in html
     assert not re.search(r"<th[^>]*>LPIPS", html)
+
+
+def test_a_model_worse_than_copying_is_flagged(html: str, project: Project) -> None:
+    assert "Not better than copying" not in html
+    path = project.paths.metrics / "evaluate.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps({**json.loads(text), "l2_ratio_to_copy": 1.0}), encoding="utf-8")
+    elsewhere = project.paths.data / "copy"
+    try:
+        report.run(project.params, SideReport(project.paths.data, elsewhere), "f")
+    finally:
+        path.write_text(text, encoding="utf-8")
+    assert "Not better than copying" in (elsewhere / "index.html").read_text(encoding="utf-8")
 
 
 def test_refused_inputs_are_listed_and_their_text_is_escaped(html: str) -> None:
