@@ -174,9 +174,22 @@ def run_stage(name: str, root: Path, fresh: bool = False) -> dict[str, Any]:
         ) from None
 
 
+def _restore_demo(params: Params, paths: Paths) -> None:
+    """Render the demo's videos again where `dvc pull` or `dvc checkout` brought only the list of them."""
+    if params.acquire.source == "demo":
+        from tasks.demo import demo_jobs, render_set
+
+        jobs = demo_jobs(params.acquire, paths.raw / "demo")
+        if not all(job.finished() for job in jobs):
+            print("the demo's videos are not here: rendering them again", flush=True)
+            render_set(jobs, params.runtime)
+
+
 def _run(stage: Stage, params: Params, paths: Paths, root: Path) -> dict[str, Any]:
     started = time.monotonic()
     mark = fingerprint(stage, params, root)
+    if stage.meta.get("videos"):
+        _restore_demo(params, paths)
     module = importlib.import_module(f"tasks.{stage.name}")
     summary = module.run(visible(params, stage), paths, mark)
     seconds = time.monotonic() - started

@@ -160,6 +160,27 @@ class Project:
         path.write_text(text.replace(old, new), encoding="utf-8")
 
 
+def make_copy(root: Path) -> Project:
+    """Copy the whole pipeline (without its data) into the new folder `root`, with git but no commit yet."""
+    root.mkdir(parents=True)
+    for name in ("flows", "models", "tasks"):
+        shutil.copytree(SOURCE / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / ".dvc").mkdir()
+    for name in (
+        ".gitignore",
+        ".dvcignore",
+        "pyproject.toml",
+        "dvc.yaml",
+        "params.yaml",
+        ".dvc/config",
+        ".dvc/.gitignore",
+    ):
+        shutil.copy(SOURCE / name, root / name)
+    project = Project(root)
+    project.git("init", "-q", "-b", "main")
+    return project
+
+
 def make_toy(root: Path) -> Project:
     """Write the toy project into the new folder `root` and commit it."""
     root.mkdir(parents=True)
