@@ -139,7 +139,7 @@ def _remark(job: CropJob, info: VideoInfo, looks: Looks, plan: Plan) -> str:
         remarks.append(f"room for {len(plan.starts)} of {job.crop.clips_per_video} clips")
     limit = round(job.crop.max_seconds * info.fps)
     if info.indexed and info.frames <= limit and looks.frames < info.frames - looks.every:
-        remarks.append(f"the file promises {info.frames} frames, {looks.frames} can be read")
+        remarks.append(f"the file promises {info.frames} frames, about {looks.frames} can be read")
     outside = plan.square.x0 < 0 or plan.square.y0 < 0
     if outside or plan.square.x0 + plan.square.side > info.width or plan.square.y0 + plan.square.side > info.height:
         remarks.append("the crop reaches beyond the frame; its edge is repeated there")
