@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -25,15 +26,16 @@ from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.graph import in_order, project_root, read_graph, upstream
+from flows.graph import Stage, in_order, project_root, read_graph, upstream
 from flows.preset_files import write_preset
 from flows.stage_process import Outcome, StageProcesses, StageRunError, StoppedError
+from models.config import ConfigError
 
 GPU_LIMIT = "head3d-gpu"
 """Name of the concurrency limit that stages with `meta: {gpu: true}` share; its size is the number of GPUs."""
 
 
-SERVER_START_S = 45.0
+SERVER_START_S = float(os.environ.get("HEAD3D_SERVER_PATIENCE_S", "45"))
 """How long `serve` waits for a server, which takes a while after `prefect server start --background` came back."""
 
 
@@ -81,7 +83,7 @@ def run_stage(stage: str, processes: StageProcesses, up_to_date: bool, gpu: bool
 
 
 @flow(name="head3d")
-def head3d(targets: list[str] | None = None, preset: str | None = None) -> dict[str, str]:
+def head3d(targets: list[str] | None = None, preset: str | None = None) -> dict[str, str] | State[Any]:
     """Bring the whole pipeline, or some stages with all they need, up to date.
 
     Args:
@@ -89,41 +91,46 @@ def head3d(targets: list[str] | None = None, preset: str | None = None) -> dict[
         preset: Write params.yaml from this preset first.
 
     Returns:
-        Stage -> state name.
+        Stage -> state name, or a failed state whose message says what went wrong.
     """
     logger = get_run_logger()
-    root = project_root()
-    if preset:
-        for line in write_preset(preset, root / "params.yaml"):
-            logger.info("params.yaml: %s", line)
-    stages = read_graph(root)
-    order, above = in_order(stages, targets or []), upstream(stages)
-    ensure_gpu_limit()
-    processes = StageProcesses(root)
-    futures: dict[str, PrefectFuture[Any]] = {}
     try:
+        root = project_root()
+        if preset:
+            for line in write_preset(preset, root / "params.yaml"):
+                logger.info("params.yaml: %s", line)
+        stages = read_graph(root)
+        order = in_order(stages, targets or [])
+        processes = StageProcesses(root)
         to_run = processes.changed_stages(logger.info)
-        for name in order:
-            if any(other in to_run for other in above[name]):
-                to_run.add(name)
-            waits = [futures[other] for other in above[name]]
-            gpu = bool(stages[name].meta.get("gpu"))
-            futures[name] = run_stage.submit(
-                name, processes, name not in to_run, gpu, wait_for=waits, return_state=False
-            )
-        for future in futures.values():
-            future.wait()
+    except (ConfigError, FileNotFoundError, StageRunError, ValueError) as error:
+        return Failed(message=str(error))
+    ensure_gpu_limit()
+    try:
+        states = _run_all(stages, order, to_run, processes)
     finally:
         processes.stop()
-    return _summary({name: future.state for name, future in futures.items()})
-
-
-def _summary(states: dict[str, State[Any]]) -> dict[str, str]:
-    """Names of the final states; raises with the reason of the first that failed."""
     for name, state in states.items():
         if not state.is_completed():
-            raise RuntimeError(f"stage '{name}' ended in state {state.name}: {state.message}")
+            return Failed(message=f"stage '{name}' ended in state {state.name}: {state.message}")
     return {name: str(state.name) for name, state in states.items()}
+
+
+def _run_all(
+    stages: dict[str, Stage], order: list[str], to_run: set[str], processes: StageProcesses
+) -> dict[str, State[Any]]:
+    """Submit every stage behind those it needs; final states, once all have one."""
+    above = upstream(stages)
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for name in order:
+        if any(other in to_run for other in above[name]):
+            to_run.add(name)
+        waits = [futures[other] for other in above[name]]
+        gpu = bool(stages[name].meta.get("gpu"))
+        futures[name] = run_stage.submit(name, processes, name not in to_run, gpu, wait_for=waits, return_state=False)
+    for future in futures.values():
+        future.wait()
+    return {name: future.state for name, future in futures.items()}
 
 
 def _server_answers(patience_s: float = 0.0) -> bool:
@@ -166,13 +173,12 @@ def _run(targets: list[str], preset: str | None) -> int:
             updates={PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True}, restore_defaults={PREFECT_API_URL}
         )
     with own_server:
-        try:
-            states = head3d(targets or None, preset)
-        except Exception as error:
-            print(f"head3d: {error}", file=sys.stderr)
+        state: State[Any] = head3d(targets or None, preset, return_state=True)
+        if not state.is_completed():
+            print(f"head3d: {state.message}", file=sys.stderr)
             return 1
-    for name, state in states.items():
-        print(f"{name:<10} {state}")
+        for name, outcome in state.result().items():
+            print(f"{name:<10} {outcome}")
     return 0
 
 
