@@ -145,12 +145,11 @@ class Paint:
         hole = ((side - 0.0031 * shape.nose_width) / 0.0021) ** 2 + ((y - tip - 0.0036) / 0.0013) ** 2
         colour = colour * (1 - 0.75 * torch.exp(-(hole**2)) * (z < -0.036))
         colour = self._brows(x, side, y, colour, face)
-        for sign in (-1.0, 1.0):
-            near = torch.nonzero(((x * sign - shape.eye_x_m).abs() < 0.0125) & ((y - EYE_Y_M).abs() < 0.0095)).flatten()
-            if len(near):
-                painted, shine = self._eye(x[near], y[near], sign, colour[:, near], face)
-                colour = colour.index_copy(1, near, painted)
-                gloss = gloss.index_copy(0, near, shine)
+        near = torch.nonzero(((side - shape.eye_x_m).abs() < 0.0125) & ((y - EYE_Y_M).abs() < 0.0095)).flatten()
+        if len(near):
+            painted, shine = self._eyes(x[near], y[near], colour[:, near], face)
+            colour = colour.index_copy(1, near, painted)
+            gloss = gloss.index_copy(0, near, shine)
         near = torch.nonzero((side < 0.0200) & (y > MOUTH_Y_M - 0.010) & (y < MOUTH_Y_M + 0.019)).flatten()
         if len(near):
             painted, shine = self._mouth(x[near], y[near], colour[:, near], face)
@@ -167,10 +166,11 @@ class Paint:
         alpha = _below(thick, (y - middle).abs(), 0.0005) * _below(1.0, along.abs(), 0.10) * grain * 0.92
         return _over(colour, self._brow, alpha)
 
-    def _eye(self, x: Tensor, y: Tensor, sign: float, colour: Tensor, face: Expression) -> tuple[Tensor, Tensor]:
+    def _eyes(self, x: Tensor, y: Tensor, colour: Tensor, face: Expression) -> tuple[Tensor, Tensor]:
         shape = self.person.shape
         half, tall = shape.eye_width_m, shape.eye_height_m
-        u = x * sign - shape.eye_x_m  # towards the ear
+        sign = x.sign()
+        u = x.abs() - shape.eye_x_m  # towards the ear, for both eyes
         v = y - EYE_Y_M + 0.05 * u  # the outer corner stands a little higher
         arch = (1 - (u / half) ** 2).clamp_min(0)
         low = tall * 0.68 * arch

@@ -159,7 +159,7 @@ def _look(rng: np.random.Generator, seed: int, index: int) -> Look:
     style = HAIR_STYLES[turn % len(HAIR_STYLES)]
     skin = _near(rng, _SKINS[turn % len(_SKINS)], 0.05)
     hair = _near(rng, _HAIRS[(turn * 3 + turn // len(_HAIRS)) % len(_HAIRS)], 0.15)
-    glasses = GLASSES[turn // 4 % len(GLASSES)] if turn % 4 == 2 else ""
+    glasses = GLASSES[turn // 4 % len(GLASSES)] if turn % 4 == 3 else ""
     dark = 0.45 + 0.4 * (sum(skin) / 3)
     redder = np.array(skin) * np.array([0.92, 0.60, 0.60]) + np.array([0.04, 0.0, 0.01]) * rng.uniform(0, 2)
     may_beard = style in ("short", "buzz", "quiff", "curly", "side_part")

@@ -151,7 +151,7 @@ class HeadRenderer:
         near = torch.nonzero(offset2 < _REACH_M**2).flatten()
         z = torch.full((count * count,), view.far)
         first = ahead - (_REACH_M**2 - offset2[near]).sqrt()
-        z[near], _ = self._march(view, rays[:, near], first, radius, 16)
+        z[near], _ = self._march(view, rays[:, near], first, radius, 12)
         if self._person.look.glasses:
             # glasses are no part of the volume: keep the cones near the eyes alive
             z = torch.where(self._near_glasses(view, rays), z.clamp_max(view.far - 1e-3), z)

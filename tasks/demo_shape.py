@@ -15,7 +15,7 @@ from tasks.demo_person import FaceShape, Person
 
 BOX_LOW = (-0.056, -0.070, -0.056)
 BOX_HIGH = (0.056, 0.072, 0.062)
-VOXEL_M = 0.0011
+VOXEL_M = 0.0014
 EYE_Y_M = -0.0050
 MOUTH_Y_M = 0.0240
 JAW_DROP_M = 0.0070
