@@ -40,8 +40,12 @@ PARENT_CHECK_S = 1.0
 """How often a stage looks whether the DVC that started it still lives."""
 
 
-class Stopped(SystemExit):
-    """SIGTERM or SIGINT, raised in the main thread so that `finally` blocks run; the code is 128 + the signal."""
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGINT, raised in the main thread so that a stage can save what it has; holds the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
@@ -216,10 +220,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"{options.stage}: {error}", file=sys.stderr)
         return 1
-    except Stopped as stopped:
+    except (Stopped, SystemExit) as stopped:
         print(f"{options.stage}: stopped; `dvc repro` goes on from here", file=sys.stderr)
         _stop_children()
-        return int(str(stopped.code))
+        return stopped.code if isinstance(stopped.code, int) else 1
     except BaseException:
         _stop_children()
         raise

@@ -1,0 +1,160 @@
+"""The console script: every command's help, settings written and refused, errors as one message."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from flows.cli import app
+from flows.preset_files import preset_text
+from tasks.video import write_video
+
+COMMANDS = ("preset", "doctor", "inspect", "animate", "metrics")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that looks like the project and is the working directory."""
+    root = Path(__file__).resolve().parents[2]
+    (tmp_path / "dvc.yaml").write_text((root / "dvc.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(preset_text("demo"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def call(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        app(args=list(words))
+    code = ended.value.code
+    return code if isinstance(code, int) else 0
+
+
+def settings(project: Path) -> dict[str, Any]:
+    return yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert "Examples:" in text
+    assert f"head3d {command}" in text
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    assert all(f" {command} " in text for command in COMMANDS)
+
+
+def test_preset_writes_the_file_as_it_ships(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("preset", "tiny") == 0
+    assert "crop.size_px: 64 -> 48" in capsys.readouterr().out
+    assert (project / "params.yaml").read_text(encoding="utf-8") == preset_text("tiny")
+    assert call("preset", "tiny") == 0
+    assert "nothing changed" in capsys.readouterr().out
+
+
+def test_preset_takes_a_folder_and_settings(project: Path) -> None:
+    (project / "my videos").mkdir()
+    words = ["--limit", "3", "--set", "geometry.lr_pose=2e-5", "--set", "crop.margin=1"]
+    assert call("preset", "folder", "--folder", "my videos", *words) == 0
+    content = settings(project)
+    assert content["acquire"]["source"] == "folder"
+    assert content["acquire"]["folder"] == {
+        "path": "my videos",
+        "limit": 3,
+        "identity_pattern": yaml.safe_load(preset_text("local"))["acquire"]["folder"]["identity_pattern"],
+    }
+    assert content["geometry"]["lr_pose"] == 2e-5
+    assert content["crop"]["margin"] == 1.0
+    assert "# Keys carry their units" in (project / "params.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["demoo"], "did you mean 'demo'?"),
+        (["demo", "--set", "crop.sizepx=64"], "did you mean 'crop.size_px'?"),
+        (["demo", "--set", "crop=64"], "is a group of settings"),
+        (["demo", "--set", "crop.size_px=64.5"], "'crop.size_px' = 64.5"),
+        (["demo", "--set", "crop.size_px"], "write it as key=value"),
+        (["local"], "acquire.folder.path is empty"),
+        (["local", "--folder", "nowhere"], "is not a directory"),
+        (["demo", "--limit", "3"], "give --folder too"),
+    ],
+)
+def test_preset_refuses_and_changes_nothing(
+    project: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert call("preset", *words) == 1
+    assert message in capsys.readouterr().err
+    assert (project / "params.yaml").read_text(encoding="utf-8") == preset_text("demo")
+    assert [file.name for file in project.iterdir() if file.name.endswith(".new")] == []
+
+
+def test_preset_list(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("preset", "--list") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("demo", "local", "paper", "paper-256", "paper-512", "tiny"))
+
+
+def test_unexpected_error_is_short_and_debug_shows_where(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the [disk] is on fire")
+
+    monkeypatch.setattr("flows.commands_setup.write_preset", broken)
+    assert call("preset", "demo") == 1
+    short = capsys.readouterr().err
+    assert "RuntimeError: the [disk] is on fire" in short
+    assert "--debug" in short
+    assert "Traceback" not in short
+    assert call("preset", "demo", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_outside_a_project_it_says_where_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("preset", "demo") == 1
+    assert "run this inside the Head3D project" in capsys.readouterr().err
+
+
+def test_doctor_names_a_broken_setting(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(text.replace("size_px: 64", "size_pix: 64"), encoding="utf-8")
+    assert call("doctor") == 1
+    out = capsys.readouterr().out
+    assert "did you mean 'crop.size_px'" in out
+    assert "not a git repository" in out
+
+
+def test_doctor_says_why_a_video_gives_no_clip(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "empty.mp4").touch()
+    assert call("doctor", "--video", "empty.mp4") == 1
+    assert "empty_file" in capsys.readouterr().out
+
+
+def test_metrics_of_a_video_with_itself(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    write_video(project / "a.mp4", frames, 25)
+    assert call("metrics", "a.mp4", "a.mp4", "--json") == 0
+    result = yaml.safe_load(capsys.readouterr().out)
+    assert result["l2"] == 0
+    assert result["videos"] == 1
+
+
+def test_script_is_installed() -> None:
+    script = Path(sys.executable).with_name("head3d")
+    done = subprocess.run([str(script), "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0.1.0"
