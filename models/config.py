@@ -118,7 +118,7 @@ class DepthNet(Section):
 class PoseNet(Section):
     """F_P."""
 
-    backbone: Literal["resnet18", "resnet50"]
+    backbone: Literal["slim", "resnet18", "resnet50"]
     input_px: Positive
 
 

@@ -7,7 +7,10 @@ face gives rotation and translation, and an ellipsoid that fills the mask gives 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.geometry import NOMINAL_DISTANCE_M, rotation_from_euler
@@ -92,6 +95,54 @@ def poses_from_landmarks(
     shift = (centre - torch.stack([K[0, 2], K[1, 2]]).double()) / focal * distance[:, None]
     translation = torch.cat([shift, distance[:, None] - NOMINAL_DISTANCE_M], dim=-1)
     return angles.float(), translation.clamp(-max_translation_m, max_translation_m).float()
+
+
+class InPlane(NamedTuple):
+    """A turn, scale and shift in the image plane, per image; what it does to a pose is known exactly.
+
+    Attributes:
+        turn_deg: `(B,)`, degrees, clockwise.
+        scale: `(B,)`.
+        shift_px: `(B, 2)`, pixels, xy.
+    """
+
+    turn_deg: Tensor
+    scale: Tensor
+    shift_px: Tensor
+
+    @classmethod
+    def draw(cls, count: int, size_px: int, generator: torch.Generator, device: torch.device) -> InPlane:
+        """Random turns within 20 degrees, scales within 8 percent, shifts within 5 percent of the frame."""
+        unit = (torch.rand(count, 4, generator=generator) * 2 - 1).to(device)
+        return cls(unit[:, 0] * 20, 1 + unit[:, 1] * 0.08, unit[:, 2:] * 0.05 * size_px)
+
+    def apply(self, image: Tensor) -> Tensor:
+        """The image moved about the frame's middle, zero outside; `(B, C, H, W)`, square."""
+        size = (image.shape[-1] - 1) / 2
+        angle = torch.deg2rad(self.turn_deg)
+        cos, sin = angle.cos() / self.scale, angle.sin() / self.scale
+        x, y = (self.shift_px / size).unbind(-1)
+        # affine_grid maps output to input: the inverse of "turn, scale, then shift".
+        theta = torch.stack(
+            [torch.stack([cos, sin, -cos * x - sin * y], -1), torch.stack([-sin, cos, sin * x - cos * y], -1)], -2
+        )
+        grid = F.affine_grid(theta, list(image.shape), align_corners=True)
+        return F.grid_sample(image, grid, align_corners=True)
+
+    def move(self, angles_deg: Tensor, translation_m: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+        """The pose of the head in the moved image; `(B, 3)` each, degrees and metres."""
+        distance = NOMINAL_DISTANCE_M + translation_m[:, 2]
+        offset = translation_m[:, :2] / distance[:, None] * K[0, 0]
+        angle = torch.deg2rad(self.turn_deg)
+        cos, sin = angle.cos() * self.scale, angle.sin() * self.scale
+        turned = torch.stack([cos * offset[:, 0] - sin * offset[:, 1], sin * offset[:, 0] + cos * offset[:, 1]], -1)
+        nearer = distance / self.scale
+        shift = (turned + self.shift_px) / K[0, 0] * nearer[:, None]
+        roll = angles_deg[:, 2] + self.turn_deg
+        return (
+            torch.stack([angles_deg[:, 0], angles_deg[:, 1], roll], -1),
+            torch.cat([shift, nearer[:, None] - NOMINAL_DISTANCE_M], -1),
+        )
 
 
 def ellipsoid_depth(mask: Tensor, K: Tensor) -> Tensor:

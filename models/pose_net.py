@@ -33,6 +33,36 @@ class HeadPose(NamedTuple):
         return pose_from_euler(yaw, pitch, roll, self.translation_m)
 
 
+class SlimTrunk(nn.Module):
+    """Strided convolutions for small frames on a CPU; a 4 x 4 layout is kept, since an average would lose position."""
+
+    channels = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        last = 3
+        for channels in (32, 64, 128, 256):
+            for stride, width in ((2, last), (1, channels)):
+                layers.append(nn.Conv2d(width, channels, 3, stride=stride, padding=1, bias=False))
+                layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+            last = channels
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(1))
+        self.gather = nn.Sequential(nn.Linear(16 * last, self.channels), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, 3, H, W)` to `(B, 256)`."""
+        return self.gather(self.body(x))
+
+
+def _trunk(backbone: str) -> tuple[nn.Module, int]:
+    """The feature extractor and its channels."""
+    if backbone == "slim":
+        return SlimTrunk(), SlimTrunk.channels
+    resnet = tv.resnet50(weights=None) if backbone == "resnet50" else tv.resnet18(weights=None)
+    return nn.Sequential(*list(resnet.children())[:-1]), resnet.fc.in_features
+
+
 class PoseNetwork(nn.Module):
     """F_P: pose of the head in an image.
 
@@ -46,9 +76,7 @@ class PoseNetwork(nn.Module):
     def __init__(self, config: PoseNet, camera: Camera) -> None:
         super().__init__()
         self.camera, self.input_px = camera, config.input_px
-        trunk = tv.resnet50(weights=None) if config.backbone == "resnet50" else tv.resnet18(weights=None)
-        channels = trunk.fc.in_features
-        self.trunk = nn.Sequential(*list(trunk.children())[:-1])
+        self.trunk, channels = _trunk(config.backbone)
         self.fc_yaw, self.fc_pitch, self.fc_roll = (nn.Linear(channels, BINS) for _ in range(3))
         self.fc_translation = nn.Linear(channels, 3)
         nn.init.zeros_(self.fc_translation.weight)

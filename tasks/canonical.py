@@ -14,8 +14,9 @@ from models.geometry import intrinsics
 from models.losses import head_reconstruction
 from models.pose_net import HeadPose
 from tasks.clip_data import ClipSet, batch_geometry, draw_batch, load_clips, usable_clips
+from tasks.device import choose_device
 from tasks.paths import Paths
-from tasks.training import Training, choose_device, is_finished, load_weights, train, write_losses
+from tasks.training import Training, is_finished, load_weights, train, write_losses
 
 
 def build_networks(config: Canonical, device: torch.device) -> dict[str, torch.nn.Module]:

@@ -13,6 +13,7 @@ import pandas as pd
 import zarr
 
 from models.config import Params
+from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.generated import BASELINE, OURS, read_pairs, records
 from tasks.metrics import definitions, mean_or_none, measure
@@ -20,7 +21,6 @@ from tasks.paths import Paths
 from tasks.perceptual_metric import PerceptualMetric
 from tasks.progress import progress
 from tasks.stores import array, open_store
-from tasks.training import choose_device
 
 STATIC_SHARE = 0.1
 """An output whose mean frame difference is below this share of the driving video's counts as static."""

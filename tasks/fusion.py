@@ -19,8 +19,9 @@ from models.pretrained import load_torchvision
 from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import load_depth_network
 from tasks.clip_data import ClipSet, batch_geometry, draw_batch, load_clips
+from tasks.device import choose_device
 from tasks.paths import Paths
-from tasks.training import Training, choose_device, is_finished, load_weights, train, write_losses
+from tasks.training import Training, is_finished, load_weights, train, write_losses
 
 
 def build_networks(config: Fusion, device: torch.device) -> dict[str, torch.nn.Module]:
@@ -77,7 +78,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     """The stage `fusion`.
 
     Args:
-        params: All settings; `fusion`, `canonical`, `geometry` and `runtime` are used.
+        params: All settings; `fusion`, `canonical`, `geometry` and `runtime` are used, `crop` and `parse` are kept.
         paths: The data folder.
         fingerprint: Hash of what this stage depends on.
 
@@ -104,7 +105,12 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
             config.train.steps,
             FusionLoss(config, {**networks, **canonical}, depth, clips),
             lambda step: [config.lr * (0.1 if step >= config.train.lr_drop_step else 1.0)],
-            {"fusion": config.model_dump(), "size_px": clips.size_px},
+            {
+                "fusion": config.model_dump(),
+                "size_px": clips.size_px,
+                "crop": params.crop.model_dump(),
+                "parse": params.parse.model_dump(),
+            },
             config.train.log_every_steps,
         )
         summary.update(train(job, folder, fingerprint, params.runtime))

@@ -18,20 +18,16 @@ from zarr.codecs import ZstdCodec
 from models.config import Generate, Params
 from models.head3d import Head3D, Subject
 from tasks.clip_data import ClipSet, load_clips, usable_clips
+from tasks.device import choose_device
 from tasks.errors import StageError
-from tasks.geometry_check import spread_frames
+from tasks.frames import spread_frames, to_uint8
 from tasks.pairs import choose_pairs
 from tasks.paths import Paths
 from tasks.progress import progress
 from tasks.stores import array
 from tasks.trained import load_model
-from tasks.training import choose_device, read_fingerprint
+from tasks.training import read_fingerprint
 from tasks.video import write_video
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """`(T, 3, H, W)` in [0, 1] to stored frames `(T, H, W, 3)`."""
-    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def references_with(reference: int, length: int, count: int) -> Tensor:

@@ -12,15 +12,16 @@ from models.canonical import mean_canonical, render_head, warp_references
 from models.config import Geometry, Params
 from models.depth_net import DepthNetwork
 from models.geometry import Pose, intrinsics
-from models.landmark_pose import ellipsoid_depth, poses_from_landmarks
+from models.landmark_pose import InPlane, ellipsoid_depth, poses_from_landmarks
 from models.losses import depth_smoothness, head_reconstruction, symmetry
-from models.pose_net import PoseNetwork
+from models.pose_net import HeadPose, PoseNetwork
 from tasks.clip_data import Batch, ClipSet, draw_batch, load_clips, usable_clips
+from tasks.device import choose_device
 from tasks.geometry_check import check_stage1
 from tasks.paths import Paths
 from tasks.progress import progress
 from tasks.stores import array, geometry_arrays, open_or_create, open_store, read_fingerprint, write_rows
-from tasks.training import Training, choose_device, is_finished, load_weights, train, write_losses
+from tasks.training import Training, is_finished, load_weights, train, write_losses
 
 
 def build_networks(config: Geometry, device: torch.device) -> dict[str, torch.nn.Module]:
@@ -58,32 +59,44 @@ class GeometryLoss:
     def __call__(self, step: int) -> dict[str, Tensor]:
         """Losses of a training step; the first `bootstrap_steps` are on the labels alone."""
         batch = draw_batch(self.clips, self.config.train, step)
-        heads = batch.heads
-        shape = heads.shape[:2]
-        depth = self.networks["depth"](heads.flatten(0, 1))
-        found = self.networks["pose"](heads.flatten(0, 1))
-        prior = self._prior(batch, depth, found.angles_deg.view(*shape, 3), found.translation_m.view(*shape, 3))
+        heads, masks = batch.heads.flatten(0, 1), batch.masks.flatten(0, 1)
+        where = (batch.clip[:, None], batch.frame)
+        labels = batch.mirrored_pose(self.angles[where], self.translation[where])
+        angles, translation = (label.flatten(0, 1) for label in labels)
+        if step < self.config.bootstrap_steps:
+            # Moving the image in its plane changes roll and translation by a known amount: labels for nothing, and the
+            # only way to see enough of them in a short run.
+            generator = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + step)
+            move = InPlane.draw(len(heads), self.clips.size_px, generator, heads.device)
+            heads, masks = move.apply(heads), move.apply(masks)
+            angles, translation = move.move(angles, translation, self.K)
+        depth, found = self.networks["depth"](heads), self.networks["pose"](heads)
+        prior = {"pose": self._pose_prior(found, angles, translation), "depth": self._depth_prior(depth, masks)}
         if step < self.config.bootstrap_steps:
             return {**prior, "total": prior["pose"] + prior["depth"]}
-        losses = self._eq4(batch, depth.view(*shape, *depth.shape[1:]), found.pose())
+        losses = self._eq4(batch, depth.view(*batch.frame.shape, *depth.shape[1:]), found.pose())
         total = losses["head"] + self.config.lambda_sym * losses["symmetry"]
         total = total + self.config.lambda_depth * losses["smoothness"]
         total = total + self.config.lambda_prior * (prior["pose"] + prior["depth"])
         return {**losses, **prior, "total": total}
 
-    def _prior(self, batch: Batch, depth: Tensor, angles: Tensor, translation: Tensor) -> dict[str, Tensor]:
-        """Distance to the landmark pose (in 10 degrees and 2 cm) and to the ellipsoid inside the head (in 2 cm)."""
-        where = (batch.clip[:, None], batch.frame)
-        want_angles, want_translation = batch.mirrored_pose(self.angles[where], self.translation[where])
-        known = torch.isfinite(want_angles).all(-1, keepdim=True)
-        error = (angles - torch.nan_to_num(want_angles)).abs() / 10
-        error = error + (translation - torch.nan_to_num(want_translation)).abs() / 0.02
-        masks = batch.masks.flatten(0, 1)[:, 0]
-        off = (depth - ellipsoid_depth(masks, self.K)).abs() / 0.02
-        return {
-            "pose": (error * known).sum() / (3 * known.sum().clamp(min=1)),
-            "depth": (off * masks).sum() / masks.sum().clamp(min=1),
-        }
+    @staticmethod
+    def _pose_prior(found: HeadPose, angles: Tensor, translation: Tensor) -> Tensor:
+        """Distance to the landmark pose over the frames where it is known, in units of what a landmark fit can tell.
+
+        These are 10 degrees, 5 mm across and 5 cm along the view: five points say little about the distance.
+        """
+        known = torch.isfinite(angles).all(-1, keepdim=True)
+        error = (found.angles_deg - torch.nan_to_num(angles)).abs() / 10
+        unit = translation.new_tensor([0.005, 0.005, 0.05])
+        error = error + (found.translation_m - torch.nan_to_num(translation)).abs() / unit
+        return (error * known).sum() / (3 * known.sum().clamp(min=1))
+
+    def _depth_prior(self, depth: Tensor, masks: Tensor) -> Tensor:
+        """Distance to the ellipsoid inside the head, in units of 2 cm."""
+        mask = masks[:, 0]
+        off = (depth - ellipsoid_depth(mask, self.K)).abs() / 0.02
+        return (off * mask).sum() / mask.sum().clamp(min=1)
 
     def _eq4(self, batch: Batch, depth: Tensor, pose: Pose) -> dict[str, Tensor]:
         """The three terms of Eq. 4: N references to the canonical frame, their mean to the driving pose."""

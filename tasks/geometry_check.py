@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from models.canonical import mean_canonical, render_head, warp_references
 from models.config import Params
@@ -12,13 +11,9 @@ from models.depth_net import DepthNetwork
 from models.geometry import Pose, intrinsics
 from models.landmark_pose import poses_from_landmarks
 from tasks.clip_data import ClipSet, load_clips, usable_clips
+from tasks.frames import spread_frames
 from tasks.paths import Paths
 from tasks.training import load_weights
-
-
-def spread_frames(length: int, count: int) -> Tensor:
-    """`count` frame indices spread evenly over a clip."""
-    return torch.linspace(0, length - 1, count).round().long()
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -20,6 +20,7 @@ import yaml
 
 from models.config import Params
 from tasks.charts import Line, line_chart
+from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.evaluate import MOTION_DEFINITIONS
 from tasks.generated import BASELINE, OURS, method_name, read_pairs, records
@@ -29,7 +30,6 @@ from tasks.report_examples import Example, Picture, Stores, choose, make_example
 from tasks.report_media import frame_indices, image_uri, outlined, shrink
 from tasks.sheets import colour_labels
 from tasks.stores import array, open_store
-from tasks.training import choose_device
 
 STAGES = ("acquire", "crop", "parse", "geometry", "canonical", "fusion", "generate", "evaluate", "study")
 TRAINED = {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from models.canonical import RecurrentCanonical
-from models.config import Canonical, Fusion, Geometry, build
+from models.config import Canonical, Crop, Fusion, Geometry, Parse, build
 from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork
 from models.head3d import Head3D
@@ -55,3 +56,19 @@ def load_model(checkpoints: Path, device: torch.device) -> Head3D:
     for network in (model.depth, model.pose, model.canonical, model.fusion):
         network.to(device).eval().requires_grad_(False)
     return model
+
+
+def load_preparation(checkpoints: Path) -> tuple[Crop, Parse]:
+    """How the videos were cropped and parsed that the model was trained on: new ones must be, too."""
+    settings = _settings(checkpoints / "fusion")
+    return build(Crop, settings["crop"], "checkpoint fusion"), build(Parse, settings["parse"], "checkpoint fusion")
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise StageError(
+            f"{file} does not exist: the model is not trained; `dvc repro` trains it, `dvc pull` fetches it"
+        )
+    settings: dict[str, Any] = json.loads(file.read_text())
+    return settings

@@ -3,7 +3,7 @@
 import torch
 
 from models.geometry import intrinsics, rotation_from_euler
-from models.landmark_pose import MEAN_FACE, ellipsoid_depth, fit_landmarks, poses_from_landmarks
+from models.landmark_pose import MEAN_FACE, InPlane, ellipsoid_depth, fit_landmarks, poses_from_landmarks
 
 K = intrinsics(128, 128, 10.0)
 
@@ -54,3 +54,25 @@ def test_ellipsoid_fills_the_mask():
     assert abs(depth[0, 70, 60].item() - (1 - 30 / K[0, 0].item())) < 1e-3
     assert depth[0, 0, 0] == 1
     assert depth[0, 70, 85] > depth[0, 70, 60]
+
+
+def test_an_in_plane_move_moves_the_pose_as_it_moves_the_picture():
+    generator = torch.Generator().manual_seed(3)
+    move = InPlane.draw(4, 128, generator, torch.device("cpu"))
+    points = project_face(torch.tensor([[20.0, 5, 3]]).expand(4, 3))
+    angles, translation = poses_from_landmarks(points, K, 60.0, 0.1)
+    dots = torch.zeros(4, 5, 128, 128)  # one channel per landmark: a soft dot to find again after the move
+    ys, xs = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    for i in range(4):
+        for j in range(5):
+            dots[i, j] = torch.exp(-((xs - points[i, j, 0]) ** 2 + (ys - points[i, j, 1]) ** 2) / 18)
+    moved = move.apply(dots)
+    weight = moved / moved.sum((2, 3), keepdim=True)
+    found = torch.stack([(weight * xs).sum((2, 3)), (weight * ys).sum((2, 3))], -1)
+    expected_angles, expected_translation = move.move(angles, translation, K)
+    for i in range(4):
+        fitted, scale, centre = fit_landmarks(found[i : i + 1], 60.0)
+        assert (fitted - expected_angles[i]).abs().max() < 1.0
+        offset = (centre[0] - 63.5) / K[0, 0] * (1 + expected_translation[i, 2])
+        assert (offset - expected_translation[i, :2]).abs().max() < 1e-3
+        assert abs(scale.item() / 36 * (1 + expected_translation[i, 2].item()) - 1) < 0.02

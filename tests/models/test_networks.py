@@ -35,7 +35,7 @@ def test_depth_lies_in_its_bounds_and_its_border_is_pinned(encoder: str, size: i
     assert depth[:, :, 2:-2].std() > 1e-3
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("backbone", ["slim", "resnet18", "resnet50"])
 def test_pose_is_bounded_and_translation_starts_at_zero(backbone: str):
     torch.manual_seed(0)
     network = PoseNetwork(PoseNet(backbone=backbone, input_px=64), CAMERA)
