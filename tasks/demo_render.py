@@ -28,7 +28,7 @@ _REACH_M = 0.077  # no part of a head is farther from its centre
 _HIT_M = 1.5e-4
 _STOP_M = 1.2e-4
 _RELAX, _PUSH_M = 1.15, 8e-5  # longer steps keep grazing rays going; one that lands inside (distance < 0) steps back
-_STEPS = 24
+_STEPS = 30
 _SUB_PIXELS = ((-1 / 3, 0.0), (0.0, 1 / 3), (1 / 3, -1 / 3))  # distinct columns and rows, mean 0
 _EDGE_DEPTH_M = 0.0045
 _EDGE_COLOUR = 0.18
@@ -125,16 +125,17 @@ class HeadRenderer:
         z, left = start.clone(), torch.full_like(start, 1.0)
         active, depth = torch.arange(len(start)), start.clone()
         for step in range(1, steps + 1):
+            push = _PUSH_M * (1 + step / 6)
             d = self._distance(torch.addcmul(origin, ray, depth))
             if step % 2 and step < steps:
-                depth.add_(d, alpha=_RELAX).add_(_PUSH_M)
+                depth.add_(d, alpha=_RELAX).add_(push)
                 continue
             z[active], left[active] = depth, d
             keep = torch.nonzero((d.abs() > stop_m) & (depth < view.far)).flatten()
             if not len(keep):
                 break
             active, ray = active[keep], ray[:, keep]
-            depth = depth[keep].add_(d[keep], alpha=_RELAX).add_(_PUSH_M)
+            depth = depth[keep].add_(d[keep], alpha=_RELAX).add_(push)
         return z, left
 
     def _starts(self, view: _View) -> tuple[Tensor, Tensor, Tensor, int]:
