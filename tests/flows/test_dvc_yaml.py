@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,18 @@ def test_parameters_exist_and_runtime_is_none_of_them() -> None:
             section_of(params, name)
             used.add(name.split(".")[0])
     assert used == set(Params.model_fields) - {"runtime"}
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_parameters_that_a_task_reads_are_listed(name: str) -> None:
+    tree = ast.parse((ROOT / "tasks" / f"{name}.py").read_text(encoding="utf-8"))
+    read = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
+    }
+    sections = read & set(Params.model_fields)
+    assert sections - {"runtime"} <= set(read_graph(ROOT)[name].params)
 
 
 def test_resumable_outputs_persist() -> None:
