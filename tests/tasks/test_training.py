@@ -1,0 +1,188 @@
+"""The three training stages on rendered heads: they learn, they resume bitwise, and they say what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from models.config import Params, Runtime
+from tasks import canonical, fusion, geometry, parse
+from tasks.clip_data import batch_geometry, draw_batch, load_clips
+from tasks.errors import StageError
+from tasks.paths import Paths
+from tasks.stores import array, open_store
+from tasks.training import Training, is_finished, load_weights, train
+from tests.tasks.rendered import make_clip_store, parse_params
+
+STAGES: dict[str, Callable[[Params, Paths, str], dict[str, Any]]] = {
+    "geometry": geometry.run,
+    "canonical": canonical.run,
+    "fusion": fusion.run,
+}
+CPU = torch.device("cpu")
+
+
+def settings(**more: Any) -> Params:
+    """Networks and schedules as small as they get."""
+    train = {"batch_videos": 2, "references": 2, "steps": 4, "lr_drop_step": 3, "log_every_steps": 1}
+    return parse_params(
+        frames=4,
+        size_px=48,
+        runtime={"workers": 1, "device": "cpu", "checkpoint_every_s": 1e-6, **more.pop("runtime", {})},
+        geometry={"train": train, "bootstrap_steps": 4, "depth_net": {"width": 16}, **more.pop("geometry", {})},
+        canonical={"train": train, "net": {"width": 4, "residual_blocks": 1}},
+        fusion={
+            "train": train,
+            "net": {"width": 4, "residual_blocks": 1},
+            "flow_net": {"regions": 3, "width": 4, "max_width": 16, "blocks": 2},
+            "perceptual": {"scales": [1.0]},
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """Six clips of three people, parsed."""
+    paths = make_clip_store(tmp_path_factory.mktemp("training"), 6, set(), frames=4, size_px=48)
+    parse.run(settings(), paths, "parse")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Paths) -> Paths:
+    """All three stages run without a break."""
+    for name, run in STAGES.items():
+        run(settings(), prepared, f"fp-{name}")
+    return prepared
+
+
+def weights(paths: Paths, stage: str) -> bytes:
+    return (paths.checkpoint(stage) / "model.safetensors").read_bytes()
+
+
+def test_every_stage_leaves_weights_settings_and_a_loss_curve(trained: Paths):
+    for stage in STAGES:
+        folder = trained.checkpoint(stage)
+        assert is_finished(folder, f"fp-{stage}")
+        assert json.loads((folder / "config.json").read_text())["size_px"] == 48
+        assert not (folder / "state.pt").exists()
+        curve = pd.read_csv(trained.metrics / f"{stage}_loss.csv")
+        assert curve["step"].tolist() == list(range(1, 9 if stage == "geometry" else 5))
+        assert np.isfinite(curve["total"]).all()
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    trained: Paths, stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    whole, curve = weights(trained, stage), (trained.metrics / f"{stage}_loss.csv").read_text()
+    calls = 0
+    module = {"geometry": geometry.GeometryLoss, "canonical": canonical.CanonicalLoss, "fusion": fusion.FusionLoss}[
+        stage
+    ]
+    real = module.__call__
+
+    def interrupted(self: Any, step: int) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real(self, step)
+
+    marker = trained.checkpoint(stage) / "stage.json"
+    marker.write_text(marker.read_text().replace(f"fp-{stage}", "another"))  # so that it trains anew
+    monkeypatch.setattr(module, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        STAGES[stage](settings(), trained, f"fp-{stage}")
+    assert (trained.checkpoint(stage) / "state.pt").is_file()
+    assert not (trained.checkpoint(stage) / "model.safetensors").exists()
+    STAGES[stage](settings(), trained, f"fp-{stage}")
+    assert calls > 3
+    assert weights(trained, stage) == whole
+    assert (trained.metrics / f"{stage}_loss.csv").read_text() == curve
+
+
+def test_a_finished_stage_is_not_trained_again(trained: Paths, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(geometry, "train_geometry", lambda *_: pytest.fail("trained again"))
+    geometry.run(settings(), trained, "fp-geometry")
+
+
+def test_stage_1_learns_from_its_start(prepared: Paths, tmp_path: Path):
+    clips = load_clips(prepared, "train", CPU, with_geometry=False)
+    params = settings(geometry={"bootstrap_steps": 40}).geometry
+    networks = geometry.build_networks(params, CPU)
+    loss = geometry.GeometryLoss(params, networks, clips)
+    optimiser = torch.optim.Adam([p for n in networks.values() for p in n.parameters()], lr=1e-3, betas=(0.5, 0.999))
+    job = Training("geometry", networks, optimiser, 40, loss, lambda _: [1e-3], {}, log_every=10)
+    train(job, tmp_path / "geometry", "fp", settings().runtime)
+    first, last = job.history[0], job.history[-1]
+    assert last["total"] < 0.85 * first["total"]
+    assert last["depth"] < 0.6 * first["depth"]
+
+
+def test_geometry_store_holds_what_the_networks_say(trained: Paths):
+    clips = load_clips(trained, None, CPU, with_geometry=True)
+    networks = geometry.build_networks(settings().geometry, CPU)
+    load_weights(trained.checkpoint("geometry"), networks)
+    for network in networks.values():
+        network.eval()
+    depth, angles, translation = geometry.predict_geometry(networks, clips.heads(2)[0])
+    assert (clips.depths(2) - depth).abs().max() < 1e-3  # float16 in the store
+    assert clips.angles_deg is not None
+    assert clips.translation_m is not None
+    assert torch.allclose(clips.angles_deg[2], angles, atol=1e-4)
+    assert torch.allclose(clips.translation_m[2], translation, atol=1e-6)
+    assert np.asarray(array(open_store(trained.geometry), "done")[:]).tolist() == [0, 1, 1, 1, 1, 1, 1]
+
+
+def test_batches_depend_on_seed_and_step_alone(trained: Paths):
+    clips = load_clips(trained, "train", CPU, with_geometry=True)
+    config = settings().geometry.train
+    one, two, other = (draw_batch(clips, config, step) for step in (5, 5, 6))
+    assert torch.equal(one.images, two.images)
+    assert not torch.equal(one.images, other.images)
+    assert all(len(set(row.tolist())) == 3 for row in one.frame)  # N references and the driving frame are different
+
+
+def test_a_mirrored_sample_has_mirrored_geometry(trained: Paths):
+    clips = load_clips(trained, "train", CPU, with_geometry=True)
+    config = settings().geometry.train
+    batch = next(b for b in (draw_batch(clips, config, step) for step in range(20)) if b.flip[0])
+    depth, angles, translation = batch_geometry(clips, batch)
+    where = (batch.clip[:, None], batch.frame)
+    assert clips.depth is not None
+    assert clips.angles_deg is not None
+    assert clips.translation_m is not None
+    assert torch.equal(depth[0], clips.depth[where].float()[0].flip(-1))
+    assert torch.equal(angles[0], clips.angles_deg[where][0] * torch.tensor([-1.0, 1.0, -1.0]))
+    assert torch.equal(translation[0], clips.translation_m[where][0] * torch.tensor([-1.0, 1.0, 1.0]))
+    assert torch.equal(batch.masks[0], clips.head[where].float()[0].flip(-1))
+
+
+def test_a_loss_that_is_no_number_is_named(tmp_path: Path):
+    network = torch.nn.Linear(1, 1)
+    job = Training(
+        "fusion",
+        {"net": network},
+        torch.optim.Adam(network.parameters()),
+        5,
+        lambda step: {"frame": (v := network(torch.ones(1, 1)).sum() * (float("nan") if step == 3 else 1)), "total": v},
+        lambda _: [1e-3],
+        {},
+        log_every=1,
+    )
+    runtime = Runtime(device="cpu", workers=1, video_deadline_s=1.0, checkpoint_every_s=1.0)
+    with pytest.raises(StageError, match=r"frame, total is no longer a number at step 4"):
+        train(job, tmp_path / "fusion", "fp", runtime)
+
+
+def test_without_clips_the_message_says_where_to_look(trained: Paths):
+    with pytest.raises(StageError, match="head3d inspect --store"):
+        load_clips(trained, "test", CPU, with_geometry=False)
