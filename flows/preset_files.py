@@ -15,7 +15,6 @@ from ruamel.yaml import YAML
 
 from models.config import ConfigError, load_params
 
-ALIASES = {"folder": "local"}
 _FOLDER = resources.files("flows") / "presets"
 
 
@@ -30,7 +29,6 @@ def preset_text(name: str) -> str:
     Raises:
         ConfigError: There is none of that name; the text says which there are.
     """
-    name = ALIASES.get(name, name)
     names = preset_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
