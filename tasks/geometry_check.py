@@ -53,7 +53,8 @@ def pose_agreement(clips: ClipSet, params: Params) -> dict[str, float]:
 
 @torch.no_grad()
 def head_error(clips: ClipSet, params: Params, network: DepthNetwork) -> dict[str, float]:
-    """L1 of the mean canonical head turned to driving frames, and of a reference's head copied there instead.
+    """L1 of the mean canonical head turned to driving frames, and of a reference's head copied there instead
+    (the mean over the references).
 
     Args:
         clips: Clips with geometry.
@@ -79,7 +80,7 @@ def head_error(clips: ClipSet, params: Params, network: DepthNetwork) -> dict[st
         for i, pose in enumerate(zip(*clips.poses(clip, driving), strict=True)):
             rendered, _ = render_head(mean, depth, Pose(pose[0][None], pose[1][None]), K)
             warped_error.append(float((rendered[0] - target[i]).abs().mean()))
-            copied_error.append(float((heads[i % count] - target[i]).abs().mean()))
+            copied_error.append(float((heads - target[i]).abs().mean()))
     head, copy = float(np.mean(warped_error)), float(np.mean(copied_error))
     return {"head_l1": head, "head_l1_copy": copy, "head_l1_ratio": head / max(copy, 1e-9)}
 
