@@ -40,6 +40,11 @@ PARENT_CHECK_S = 1.0
 """How often a stage looks whether the DVC that started it still lives."""
 
 
+# torch's OpenMP threads otherwise spin while they wait: on a machine that does anything else, a training step was
+# seen to take two to ten times as long. Read when torch is loaded, which is after this line.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 class Stopped(KeyboardInterrupt):
     """SIGTERM or SIGINT, raised in the main thread so that a stage can save what it has; holds the exit code."""
 
