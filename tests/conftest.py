@@ -20,6 +20,9 @@ from tests.flows.toy import Project, make_copy
 
 SERVER_START_S = 90
 
+# The networks of the tests are so small that a second thread only waits, and sums keep their order with one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Project:

@@ -104,7 +104,7 @@ class Project:
             "GIT_CONFIG_GLOBAL": os.devnull,
             "HOME": str(root.parent),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+            "OMP_NUM_THREADS": "1",
         }
         self.env.pop("PYTHONPATH", None)
 
