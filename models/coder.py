@@ -10,10 +10,10 @@ from models.config import CoderNet
 
 
 def conv_block(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Convolution, instance norm, ReLU."""
+    """Convolution, batch norm (as in Johnson et al.; instance norm would take the head's colour away), ReLU."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, padding_mode="reflect"),
-        nn.InstanceNorm2d(channels_out, affine=True),
+        nn.BatchNorm2d(channels_out),
         nn.ReLU(),
     )
 
@@ -26,7 +26,7 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(
             conv_block(channels, channels, 3),
             nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
-            nn.InstanceNorm2d(channels, affine=True),
+            nn.BatchNorm2d(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ MEAN_FACE = (
     (-0.26, 0.52, -0.8),
     (0.26, 0.52, -0.8),
 )
-"""Image-left eye, image-right eye, nose tip, mouth corners of a frontal face, about the head's centre; the eyes are 0.68
-units apart. Rounded adult proportions; how far the face lies before the centre is chosen so that it agrees with
+"""Image-left eye, image-right eye, nose tip, mouth corners of a frontal face, about the head's centre; the eyes are
+0.68 units apart. Rounded adult proportions; how far the face lies before the centre is chosen so that it agrees with
 `ellipsoid_depth` (measured on the demo: with 0.62 or 0.95 the fitted centre swings with yaw by 8 mm and more)."""
 
 

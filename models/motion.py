@@ -39,7 +39,7 @@ class FusionMaps(NamedTuple):
 
 
 class Hourglass(nn.Module):
-    """U-Net of `blocks` levels: 3x3 convolution, instance norm, ReLU, pooling; bilinear upsampling with skips."""
+    """U-Net of `blocks` levels: 3x3 convolution, batch norm, ReLU, pooling; bilinear upsampling with skips."""
 
     def __init__(self, channels_in: int, width: int, max_width: int, blocks: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Hourglass(nn.Module):
     @staticmethod
     def _block(channels_in: int, channels_out: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 3, padding=1), nn.InstanceNorm2d(channels_out, affine=True), nn.ReLU()
+            nn.Conv2d(channels_in, channels_out, 3, padding=1), nn.BatchNorm2d(channels_out), nn.ReLU()
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -60,4 +60,4 @@ def test_rules_across_settings(tmp_path: Path):
 def test_settings_cannot_be_changed_in_passing():
     params = load_params(SHIPPED)
     with pytest.raises(Exception, match="frozen"):
-        params.crop.size_px = 128
+        params.crop.size_px = 128  # type: ignore[misc]

@@ -18,8 +18,8 @@ from models.warp import pixel_grid
 
 
 def pose(yaw: float, pitch: float = 0.0, roll: float = 0.0, shift: tuple[float, float, float] = (0, 0, 0)) -> Pose:
-    angles = [torch.tensor([angle], dtype=torch.float64) for angle in (yaw, pitch, roll)]
-    return pose_from_euler(*angles, torch.tensor([shift], dtype=torch.float64))
+    a, b, c = (torch.tensor([angle], dtype=torch.float64) for angle in (yaw, pitch, roll))
+    return pose_from_euler(a, b, c, torch.tensor([shift], dtype=torch.float64))
 
 
 def test_intrinsics_follow_eq_2():
@@ -74,7 +74,8 @@ def test_eq_3_after_eq_1_returns_the_start():
 def test_identity_pose_maps_every_pixel_to_itself():
     K = intrinsics(20, 24, 10.0, torch.float64)
     depth = 0.9 + 0.2 * torch.rand(2, 20, 24, dtype=torch.float64)
-    still = pose_from_euler(*torch.zeros(3, 2, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64))
+    zero = torch.zeros(2, dtype=torch.float64)
+    still = pose_from_euler(zero, zero, zero, torch.zeros(2, 3, dtype=torch.float64))
     for move in (to_canonical, to_frame):
         assert (move(depth, still, K) - pixel_grid(20, 24, depth)).abs().max() < 1e-9
 

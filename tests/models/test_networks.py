@@ -1,5 +1,7 @@
 """The networks: shapes, bounds, and what each is there for."""
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ FLOW = FlowNet(regions=4, scale=0.5, width=8, max_width=32, blocks=3, temperatur
 
 @pytest.mark.parametrize("encoder", ["slim", "mobilenet_v2"])
 @pytest.mark.parametrize("size", [64, 80])
-def test_depth_lies_in_its_bounds_and_its_border_is_pinned(encoder: str, size: int):
+def test_depth_lies_in_its_bounds_and_its_border_is_pinned(encoder: Literal["slim", "mobilenet_v2"], size: int):
     torch.manual_seed(0)
     network = DepthNetwork(DepthNet(encoder=encoder, width=32), CAMERA)
     depth = network(torch.rand(2, 3, size, size))
@@ -36,7 +38,7 @@ def test_depth_lies_in_its_bounds_and_its_border_is_pinned(encoder: str, size: i
 
 
 @pytest.mark.parametrize("backbone", ["slim", "resnet18", "resnet50"])
-def test_pose_is_bounded_and_translation_starts_at_zero(backbone: str):
+def test_pose_is_bounded_and_translation_starts_at_zero(backbone: Literal["slim", "resnet18", "resnet50"]):
     torch.manual_seed(0)
     network = PoseNetwork(PoseNet(backbone=backbone, input_px=64), CAMERA)
     pose = network(torch.rand(3, 3, 96, 96))

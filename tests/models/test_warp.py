@@ -103,7 +103,7 @@ def test_gradients_of_splat_and_warp():
     shift = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
 
     def warped(depth, weight, image, angles, shift):
-        pose = pose_from_euler(*angles[:, None], shift)
+        pose = pose_from_euler(angles[:1], angles[1:2], angles[2:], shift)
         warp = warp_canonical_from_frame(depth, weight, pose, small)
         return sample(image, warp.pixels), warp.visibility, warp.depth
 
