@@ -40,8 +40,8 @@ PARENT_CHECK_S = 1.0
 """How often a stage looks whether the DVC that started it still lives."""
 
 
-# torch's OpenMP threads spin for about a millisecond when they wait; on a machine that does anything else, a step was seen
-# to take ten times as long for it. A thirtieth of that costs a quiet machine nothing that could be measured.
+# torch's OpenMP threads spin for about a millisecond when they wait; on a machine that does anything else, a step was
+# seen to take ten times as long for it. A thirtieth of that costs a quiet machine nothing that could be measured.
 # Read when torch is loaded, which is after this line.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
