@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.coder import ConvLSTM, ImageDecoder, ImageEncoder
@@ -81,42 +82,35 @@ def render_head(head: CanonicalHead, depth: Tensor, pose: Pose, K: Tensor) -> tu
 
 
 class RecurrentCanonical(nn.Module):
-    """E_H, Lambda and Omega_H: the canonical head x_hat^c from any number of references (Sec. 3.2)."""
+    """E_H, Lambda and Omega_H: the canonical head x_hat^c from any number of references (Sec. 3.2).
+
+    Our choice: Omega_H corrects the mean head x_bar^c (it adds to its logits, and starts by adding nothing), so that
+    training starts from x_bar^c instead of learning to paint faces first.
+    """
 
     def __init__(self, config: CoderNet) -> None:
         super().__init__()
         self.encoder, self.decoder = ImageEncoder(config), ImageDecoder(config)
         self.memory = ConvLSTM(self.encoder.channels)
+        nn.init.zeros_(self.decoder.out.weight)
+        nn.init.zeros_(self.decoder.out.bias)  # type: ignore[arg-type]
 
-    def forward(self, heads: Tensor, warp: Warp) -> Tensor:
+    def forward(self, heads: Tensor, warped: Tensor, warp: Warp) -> CanonicalHead:
         """Encode the references, warp their features to the canonical frame (Eq. 5), gather and decode them.
 
         Args:
             heads: x_i, `(B, N, 3, H, W)`, in [0, 1].
+            warped: x_i^c from `warp_references`, `(B, N, 3, H, W)`.
             warp: From `warp_references`; B * N rows.
 
         Returns:
-            x_hat^c, `(B, 3, H, W)`, in [0, 1].
+            x_hat^c, black where no reference sees the head.
         """
         batch, count = heads.shape[:2]
-        feature = self.encoder(heads.flatten(0, 1))
-        seen = torch.nn.functional.interpolate(warp.visibility, feature.shape[-2:], mode="bilinear", align_corners=True)
+        feature = self.encoder(heads.flatten(0, 1))[-1]
+        seen = F.interpolate(warp.visibility, feature.shape[-2:], mode="bilinear", align_corners=True)
         feature = sample(feature, warp.pixels) * seen
-        return self.decoder(self.memory(feature.view(batch, count, *feature.shape[1:])))
-
-
-def recurrent_head(network: RecurrentCanonical, heads: Tensor, warp: Warp) -> CanonicalHead:
-    """x_hat^c with its mask: what any reference sees, and the mirror image of that (heads are nearly symmetric).
-
-    Args:
-        network: The trained networks of stage 2.
-        heads: x_i, `(B, N, 3, H, W)`.
-        warp: From `warp_references`.
-
-    Returns:
-        The canonical head, black outside its mask.
-    """
-    batch, count = heads.shape[:2]
-    seen = warp.visibility.view(batch, count, 1, *warp.visibility.shape[-2:]).amax(1)
-    mask = torch.maximum(seen, seen.flip(-1))
-    return CanonicalHead(network(heads, warp) * (mask > 0), mask)
+        gathered = self.memory(feature.view(batch, count, *feature.shape[1:]))
+        mean = mean_canonical(warped, warp.visibility)
+        known = (mean.image / mean.mask.clamp(min=1e-3)).clamp(0.01, 0.99)
+        return CanonicalHead(torch.sigmoid(known.logit() + self.decoder(gathered)) * mean.mask, mean.mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,48 +37,57 @@ class ResidualBlock(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """E_H and E_F: image to features at a quarter of its size."""
+    """E_H and E_F: image to features at its size, a half and a quarter of it."""
 
     def __init__(self, config: CoderNet) -> None:
         super().__init__()
         w = config.width
-        self.body = nn.Sequential(
-            conv_block(3, w, 7), conv_block(w, 2 * w, 3, stride=2), conv_block(2 * w, 4 * w, 3, stride=2)
+        self.levels = nn.ModuleList(
+            [conv_block(3, w, 7), conv_block(w, 2 * w, 3, stride=2), conv_block(2 * w, 4 * w, 3, stride=2)]
         )
         self.channels = 4 * w
 
-    def forward(self, image: Tensor) -> Tensor:
-        """`(B, 3, H, W)` in [0, 1] to `(B, 4 width, H / 4, W / 4)`."""
-        return self.body(image * 2 - 1)
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Features of `image (B, 3, H, W)` in [0, 1].
+
+        Returns:
+            `(B, width, H, W)`, `(B, 2 width, H / 2, W / 2)` and, the bottleneck, `(B, 4 width, H / 4, W / 4)`.
+        """
+        x, features = image * 2 - 1, []
+        for level in self.levels:
+            x = level(x)
+            features.append(x)
+        return features
 
 
 class ImageDecoder(nn.Module):
     """Omega_H and Omega_F: features at a quarter of the size to an image.
 
-    `refine` (the residual blocks) and `paint` (the upsampling) can be called apart: stage 3 takes e_dec of Eq. 7
-    between the two.
+    At every size, `merge` may mix what the decoder has with something else: stage 3 does that by Eq. 7, where the
+    decoder's own feature is e_dec.
     """
 
     def __init__(self, config: CoderNet) -> None:
         super().__init__()
         w = config.width
         self.residual = nn.Sequential(*(ResidualBlock(4 * w) for _ in range(config.residual_blocks)))
-        self.up1, self.up2 = conv_block(4 * w, 2 * w, 3), conv_block(2 * w, w, 3)
+        self.ups = nn.ModuleList([conv_block(4 * w, 2 * w, 3), conv_block(2 * w, w, 3)])
         self.out = nn.Conv2d(w, 3, 7, padding=3, padding_mode="reflect")
 
-    def refine(self, feature: Tensor) -> Tensor:
-        """Residual blocks: `(B, 4 width, h, w)` to the same."""
-        return self.residual(feature)
+    def forward(self, feature: Tensor, merge: Callable[[Tensor, int], Tensor] = lambda x, _: x) -> Tensor:
+        """Decode.
 
-    def paint(self, feature: Tensor) -> Tensor:
-        """Features to the image: `(B, 4 width, H / 4, W / 4)` to `(B, 3, H, W)` in [0, 1]."""
-        x = self.up1(F.interpolate(feature, scale_factor=2, mode="nearest"))
-        x = self.up2(F.interpolate(x, scale_factor=2, mode="nearest"))
-        return torch.sigmoid(self.out(x))
+        Args:
+            feature: `(B, 4 width, H / 4, W / 4)`.
+            merge: (feature, level) to feature; level 2 is a quarter of the size, 0 the full size.
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """`(B, 4 width, H / 4, W / 4)` to `(B, 3, H, W)` in [0, 1]."""
-        return self.paint(self.refine(feature))
+        Returns:
+            Logits of the image, `(B, 3, H, W)`; their sigmoid is in [0, 1].
+        """
+        x = merge(self.residual(feature), 2)
+        for level, up in zip((1, 0), self.ups, strict=True):
+            x = merge(up(F.interpolate(x, scale_factor=2, mode="nearest")), level)
+        return self.out(x)
 
 
 class ConvLSTM(nn.Module):

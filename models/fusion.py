@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.coder import ImageDecoder, ImageEncoder
 from models.config import CoderNet, FlowNet
-from models.motion import FlowPredictor, FusionMaps, warp_feature
+from models.motion import FlowPredictor, FusionMaps
+from models.warp import sample
 
 
 class Fused(NamedTuple):
@@ -35,8 +37,9 @@ class FusionNetwork(nn.Module):
     def forward(self, head: Tensor, reference: Tensor, driving: Tensor) -> Fused:
         """Eq. 7 and Omega_F.
 
-        e_dec is what the decoder's residual blocks make of the two warped features (our choice: the paper calls it "the
-        intermediate feature from decoder"); it can fill what neither source shows.
+        The paper calls e_dec "the intermediate feature from decoder". Here, as in the skip connections of MRAA [38],
+        Eq. 7 is applied at every size of the decoder, e_dec being the decoder's own feature there, and last to the
+        image itself (our choice of reading).
 
         Args:
             head: x_hat_dri, `(B, 3, H, W)`, in [0, 1].
@@ -47,10 +50,15 @@ class FusionNetwork(nn.Module):
             The frame s_hat_dri and the maps.
         """
         maps = self.flow(head, reference, driving)
-        e_head = warp_feature(self.encoder(head), maps.pixels_head)
-        e_reference = warp_feature(self.encoder(reference), maps.pixels_reference)
-        attention = F.interpolate(maps.attention, e_head.shape[-2:], mode="bilinear", align_corners=True)
-        a_head, a_reference, a_decoder = attention.split(1, dim=1)
-        known = a_head * e_head + a_reference * e_reference
-        e_out = known + a_decoder * self.decoder.refine(known)
-        return Fused(self.decoder.paint(e_out), maps)
+        of_head, of_reference = self.encoder(head), self.encoder(reference)
+
+        def mix(e_head: Tensor, e_reference: Tensor, e_dec: Tensor | None) -> Tensor:
+            """Eq. 7; without e_dec, what is known before the decoder has begun."""
+            attention = F.interpolate(maps.attention, e_head.shape[-2:], mode="bilinear", align_corners=True)
+            a_head, a_reference, a_dec = attention.split(1, dim=1)
+            known = a_head * sample(e_head, maps.pixels_head) + a_reference * sample(e_reference, maps.pixels_reference)
+            return known if e_dec is None else known + a_dec * e_dec
+
+        start = mix(of_head[-1], of_reference[-1], None)
+        logits = self.decoder(start, lambda e_dec, level: mix(of_head[level], of_reference[level], e_dec))
+        return Fused(mix(head, reference, torch.sigmoid(logits)), maps)

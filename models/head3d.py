@@ -12,7 +12,6 @@ from models.canonical import (
     CanonicalHead,
     RecurrentCanonical,
     mean_canonical,
-    recurrent_head,
     render_head,
     warp_references,
 )
@@ -96,9 +95,7 @@ class Head3D:
         K = intrinsics(images.shape[-2], images.shape[-1], self.camera.fov_deg, device=images.device)
         pose, depth = self.pose(heads), self.depth(heads)
         warped, warp = warp_references(heads[None], masks[None], depth[None], pose.pose(), K)
-        head = (
-            mean_canonical(warped, warp.visibility) if use_mean else recurrent_head(self.canonical, heads[None], warp)
-        )
+        head = mean_canonical(warped, warp.visibility) if use_mean else self.canonical(heads[None], warped, warp)
         one = slice(reference, reference + 1)
         own = HeadPose(pose.angles_deg[one], pose.translation_m[one])
         return Subject(head, self.depth(head.image), images[one], own)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import FlowNet
-from models.warp import normalised_grid, sample
+from models.warp import normalised_grid
 
 
 class Regions(NamedTuple):
@@ -206,8 +206,3 @@ class FlowPredictor(nn.Module):
             mix(self.mask_reference, grids_reference),
             self.attention(x).float().softmax(1),
         )
-
-
-def warp_feature(feature: Tensor, pixels: Tensor) -> Tensor:
-    """W(e, f) of Eq. 7: backward warping of features by a pixel map of any size, `(B, C, h, w)`."""
-    return sample(feature, pixels)

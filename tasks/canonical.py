@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.canonical import RecurrentCanonical, mean_canonical, recurrent_head, render_head, warp_references
+from models.canonical import RecurrentCanonical, mean_canonical, render_head, warp_references
 from models.config import Canonical, Params
 from models.depth_net import DepthNetwork
 from models.geometry import intrinsics
@@ -48,7 +48,7 @@ class CanonicalLoss:
         driving = HeadPose(angles[:, -1], translation[:, -1]).pose()
         heads, masks = batch.heads, batch.masks
         warped, warp = warp_references(heads[:, :-1], masks[:, :-1], depth[:, :-1], references, self.K)
-        recurrent = recurrent_head(self.network, heads[:, :-1], warp)
+        recurrent = self.network(heads[:, :-1], warped, warp)
         rendered, _ = render_head(recurrent, self.depth(recurrent.image), driving, self.K)
         with torch.no_grad():
             mean = mean_canonical(warped, warp.visibility)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.canonical import RecurrentCanonical, recurrent_head, render_head, warp_references
+from models.canonical import RecurrentCanonical, render_head, warp_references
 from models.config import Fusion, Params
 from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork
@@ -53,8 +53,8 @@ class FusionLoss:
         references = HeadPose(angles[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1)).pose()
         driving = HeadPose(angles[:, -1], translation[:, -1]).pose()
         heads, masks = batch.heads, batch.masks
-        _, warp = warp_references(heads[:, :-1], masks[:, :-1], depth[:, :-1], references, self.K)
-        head = recurrent_head(self.canonical, heads[:, :-1], warp)
+        warped, warp = warp_references(heads[:, :-1], masks[:, :-1], depth[:, :-1], references, self.K)
+        head = self.canonical(heads[:, :-1], warped, warp)
         rendered, _ = render_head(head, self.depth(head.image), driving, self.K)
         return rendered, batch.images[:, 0], batch.images[:, -1]
 

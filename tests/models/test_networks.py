@@ -73,9 +73,9 @@ def test_lstm_takes_any_number_of_references_and_minds_each():
 
 def test_coder_keeps_the_size():
     image = torch.rand(2, 3, 64, 64)
-    feature = ImageEncoder(NET)(image)
-    assert feature.shape == (2, 32, 16, 16)
-    output = ImageDecoder(NET)(feature)
+    features = ImageEncoder(NET)(image)
+    assert [tuple(f.shape[1:]) for f in features] == [(8, 64, 64), (16, 32, 32), (32, 16, 16)]
+    output = ImageDecoder(NET)(features[-1]).sigmoid()
     assert output.shape == image.shape
     assert output.min() >= 0
     assert output.max() <= 1
