@@ -146,7 +146,8 @@ class Geometry(Section):
     lambda_depth: NonNegativeFloat
     bootstrap_steps: NonNegative  # on landmark pose and ellipsoid depth, before the steps of Eq. 4
     lr_bootstrap: PositiveFloat
-    lambda_prior: NonNegativeFloat  # the same two, kept as a weak prior beside Eq. 4
+    lambda_pose_prior: NonNegativeFloat  # the landmark pose beside Eq. 4: holds the rotation's amplitude
+    lambda_depth_prior: NonNegativeFloat  # the ellipsoid beside Eq. 4
 
 
 class CoderNet(Section):

@@ -27,10 +27,6 @@ MEAN_FACE = (
 `ellipsoid_depth` (measured on the demo: with 0.62 or 0.95 the fitted centre swings with yaw by 8 mm and more)."""
 
 
-DEEPER = 1.2
-"""Depth of the ellipsoid over its width: with 1, the demo's warped faces were turned too little."""
-
-
 def fit_landmarks(landmarks: Tensor, max_angle_deg: float, iterations: int = 20) -> tuple[Tensor, Tensor, Tensor]:
     """Weak-perspective pose of faces from five landmarks, by damped Gauss-Newton on six parameters.
 
@@ -170,4 +166,4 @@ def ellipsoid_depth(mask: Tensor, K: Tensor) -> Tensor:
     a = 2 * ((mask * (xs - x0) ** 2).sum((1, 2), keepdim=True) / area).sqrt().clamp(min=1)
     b = 2 * ((mask * (ys - y0) ** 2).sum((1, 2), keepdim=True) / area).sqrt().clamp(min=1)
     inside = 1 - ((xs - x0) / a) ** 2 - ((ys - y0) / b) ** 2
-    return NOMINAL_DISTANCE_M - DEEPER * a / K[0, 0] * inside.clamp(min=0).sqrt()
+    return NOMINAL_DISTANCE_M - a / K[0, 0] * inside.clamp(min=0).sqrt()

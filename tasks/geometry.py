@@ -77,7 +77,8 @@ class GeometryLoss:
         losses = self._eq4(batch, depth.view(*batch.frame.shape, *depth.shape[1:]), found.pose())
         total = losses["head"] + self.config.lambda_sym * losses["symmetry"]
         total = total + self.config.lambda_depth * losses["smoothness"]
-        total = total + self.config.lambda_prior * (prior["pose"] + prior["depth"])
+        total = total + self.config.lambda_pose_prior * prior["pose"]
+        total = total + self.config.lambda_depth_prior * prior["depth"]
         return {**losses, **prior, "total": total}
 
     @staticmethod

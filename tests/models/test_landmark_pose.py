@@ -51,7 +51,7 @@ def test_ellipsoid_fills_the_mask():
     ys, xs = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
     mask = ((((xs - 60) / 30) ** 2 + ((ys - 70) / 40) ** 2) < 1).float()[None]
     depth = ellipsoid_depth(mask, K)
-    assert abs(depth[0, 70, 60].item() - (1 - 1.2 * 30 / K[0, 0].item())) < 1e-3
+    assert abs(depth[0, 70, 60].item() - (1 - 30 / K[0, 0].item())) < 1e-3
     assert depth[0, 0, 0] == 1
     assert depth[0, 70, 85] > depth[0, 70, 60]
 
