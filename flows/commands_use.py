@@ -81,7 +81,7 @@ def animate(
 
       head3d animate me.mp4 speech.mp4 -o out.mp4 --mode relative --references 5
     """
-    from tasks import animate as animating
+    from tasks.animate import animate as animate_video
 
     if mode not in (None, "absolute", "relative"):
         raise typer.BadParameter(f"'{mode}' is neither absolute nor relative", param_hint="--mode")
@@ -89,7 +89,7 @@ def animate(
     checkpoints = checkpoints.resolve() if checkpoints else None
     params, paths, _root = _project()
     out.parent.mkdir(parents=True, exist_ok=True)
-    summary = animating.animate(
+    summary = animate_video(
         subject,
         driving,
         out,
