@@ -75,7 +75,8 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         note.unlink(missing_ok=True)
         if demo:
             shutil.rmtree(paths.raw / "demo", ignore_errors=True)
-    elif paths.manifest.is_file() and "summary" in before and all(job.finished() for job in demo):
+    elif demo and paths.manifest.is_file() and "summary" in before and all(job.finished() for job in demo):
+        # A folder is listed anew each time: DVC asks only when somebody wants that, and it may have changed.
         return dict(before["summary"])
     paths.raw.mkdir(parents=True, exist_ok=True)
     # from here on the folder holds this fingerprint's work, also if the run is killed

@@ -116,6 +116,13 @@ def test_same_content_is_listed_once(paths: Paths, videos: Path, caplog: pytest.
     assert "same content" in caplog.text
 
 
+def test_a_video_that_was_added_is_found_when_acquire_runs_again(paths: Paths, videos: Path) -> None:
+    before = acquire.run(folder_params(videos), paths, "f")["videos"]
+    (videos / "added.mp4").write_bytes(b"another one")
+    assert acquire.run(folder_params(videos), paths, "f")["videos"] == before + 1
+    assert any(row["path"].endswith("added.mp4") for row in rows(paths))
+
+
 def test_links_do_not_run_in_circles(paths: Paths, videos: Path, caplog: pytest.LogCaptureFixture) -> None:
     (videos / "sub" / "loop").symlink_to(videos, target_is_directory=True)
     (videos / "gone.mp4").symlink_to(videos / "nowhere.mp4")
