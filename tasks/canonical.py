@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.canonical import RecurrentCanonical, mean_canonical, render_head, warp_references
-from models.config import Canonical, Params
+from models.config import Canonical, Optim, Params
 from models.depth_net import DepthNetwork
-from models.geometry import intrinsics
+from models.geometry import Pose, intrinsics
 from models.losses import head_reconstruction
 from models.pose_net import HeadPose
-from tasks.clip_data import ClipSet, batch_geometry, draw_batch, load_clips, usable_clips
+from models.warp import Warp
+from tasks.clip_data import Batch, ClipSet, batch_geometry, draw_batch, load_clips, usable_clips
 from tasks.device import choose_device
 from tasks.paths import Paths
 from tasks.training import Training, is_finished, load_weights, train, write_losses
@@ -33,6 +34,32 @@ def load_depth_network(params: Params, paths: Paths, device: torch.device) -> De
     return network.eval()
 
 
+class WarpedBatch(NamedTuple):
+    """A step's batch with its references in the canonical frame.
+
+    Attributes:
+        batch: N references and the driving frame.
+        warped: x_i^c, `(B, N, 3, H, W)`.
+        warp: How they were warped; B * N rows.
+        driving: P_dri of the stored geometry.
+    """
+
+    batch: Batch
+    warped: Tensor
+    warp: Warp
+    driving: Pose
+
+
+def warped_batch(clips: ClipSet, config: Optim, step: int, K: Tensor) -> WarpedBatch:
+    """Draw a step's batch and warp its references by the stored depth and pose (Eq. 1)."""
+    batch = draw_batch(clips, config, step)
+    depth, angles, translation = batch_geometry(clips, batch)
+    references = HeadPose(angles[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1)).pose()
+    driving = HeadPose(angles[:, -1], translation[:, -1]).pose()
+    warped, warp = warp_references(batch.heads[:, :-1], batch.masks[:, :-1], depth[:, :-1], references, K)
+    return WarpedBatch(batch, warped, warp, driving)
+
+
 class CanonicalLoss:
     """Eq. 6 on a batch."""
 
@@ -42,12 +69,8 @@ class CanonicalLoss:
 
     def heads(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """x_hat_dri, x_bar_dri (the mean head at the same pose) and x_dri of a step's batch."""
-        batch = draw_batch(self.clips, self.config.train, step)
-        depth, angles, translation = batch_geometry(self.clips, batch)
-        references = HeadPose(angles[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1)).pose()
-        driving = HeadPose(angles[:, -1], translation[:, -1]).pose()
-        heads, masks = batch.heads, batch.masks
-        warped, warp = warp_references(heads[:, :-1], masks[:, :-1], depth[:, :-1], references, self.K)
+        batch, warped, warp, driving = warped_batch(self.clips, self.config.train, step, self.K)
+        heads = batch.heads
         recurrent = self.network(heads[:, :-1], warped, warp)
         rendered, _ = render_head(recurrent, self.depth(recurrent.image), driving, self.K)
         with torch.no_grad():

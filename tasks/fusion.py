@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.canonical import RecurrentCanonical, render_head, warp_references
+from models.canonical import RecurrentCanonical, render_head
 from models.config import Fusion, Params
 from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork
 from models.geometry import intrinsics
 from models.losses import RandomTransform, equivariance
 from models.perceptual import PerceptualLoss
-from models.pose_net import HeadPose
 from models.pretrained import load_torchvision
 from tasks.canonical import build_networks as build_canonical
-from tasks.canonical import load_depth_network
-from tasks.clip_data import ClipSet, batch_geometry, draw_batch, load_clips
+from tasks.canonical import load_depth_network, warped_batch
+from tasks.clip_data import ClipSet, load_clips
 from tasks.device import choose_device
 from tasks.paths import Paths
 from tasks.training import Training, is_finished, load_weights, train, write_losses
@@ -48,13 +47,8 @@ class FusionLoss:
     @torch.no_grad()
     def inputs(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """x_hat_dri, s_ref (one of the references) and s_dri of a step's batch."""
-        batch = draw_batch(self.clips, self.config.train, step)
-        depth, angles, translation = batch_geometry(self.clips, batch)
-        references = HeadPose(angles[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1)).pose()
-        driving = HeadPose(angles[:, -1], translation[:, -1]).pose()
-        heads, masks = batch.heads, batch.masks
-        warped, warp = warp_references(heads[:, :-1], masks[:, :-1], depth[:, :-1], references, self.K)
-        head = self.canonical(heads[:, :-1], warped, warp)
+        batch, warped, warp, driving = warped_batch(self.clips, self.config.train, step, self.K)
+        head = self.canonical(batch.heads[:, :-1], warped, warp)
         rendered, _ = render_head(head, self.depth(head.image), driving, self.K)
         return rendered, batch.images[:, 0], batch.images[:, -1]
 
