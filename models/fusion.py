@@ -26,6 +26,25 @@ class Fused(NamedTuple):
     maps: FusionMaps
 
 
+def attend_where_seen(maps: FusionMaps, head: Tensor) -> FusionMaps:
+    """Attention that never rests on the black around x_hat_dri: what a_head has there goes to a_ref.
+
+    Source: our choice; without it, people unlike those of the training set got black holes. The three still sum to 1.
+
+    Args:
+        maps: From Phi.
+        head: x_hat_dri, `(B, 3, H, W)`, exactly 0 where the canonical head shows nothing.
+
+    Returns:
+        The maps with a_head = 0 where the warped head shows nothing.
+    """
+    seen = sample((head.amax(dim=1, keepdim=True) > 0).to(head.dtype), maps.pixels_head)
+    seen = F.interpolate(seen, maps.attention.shape[-2:], mode="bilinear", antialias=True, align_corners=False)
+    a_head, a_reference, a_dec = maps.attention.split(1, dim=1)
+    attention = torch.cat([a_head * seen, a_reference + a_head * (1 - seen), a_dec], dim=1)
+    return maps._replace(attention=attention)
+
+
 class FusionNetwork(nn.Module):
     """E_F, Phi and Omega_F."""
 
@@ -49,7 +68,7 @@ class FusionNetwork(nn.Module):
         Returns:
             The frame s_hat_dri and the maps.
         """
-        maps = self.flow(head, reference, driving)
+        maps = attend_where_seen(self.flow(head, reference, driving), head)
         of_head, of_reference = self.encoder(head), self.encoder(reference)
 
         def mix(e_head: Tensor, e_reference: Tensor, e_dec: Tensor | None) -> Tensor:

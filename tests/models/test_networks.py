@@ -9,7 +9,7 @@ from models.canonical import CanonicalHead, mean_canonical, render_head
 from models.coder import ConvLSTM, ImageDecoder, ImageEncoder
 from models.config import Camera, CoderNet, DepthNet, FlowNet, Perceptual, PoseNet
 from models.depth_net import DepthNetwork
-from models.fusion import FusionNetwork
+from models.fusion import FusionNetwork, attend_where_seen
 from models.geometry import intrinsics, pose_from_euler
 from models.losses import RandomTransform, depth_smoothness, equivariance, head_reconstruction, symmetry
 from models.motion import Regions, candidate_grids
@@ -118,6 +118,19 @@ def test_attention_sums_to_one_and_every_part_learns():
     (fused.image - images[2]).square().mean().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert without == []
+
+
+def test_attention_does_not_rest_on_the_black_around_the_head():
+    torch.manual_seed(0)
+    network = FusionNetwork(NET, FLOW)
+    head = torch.rand(1, 3, 64, 64)
+    head[..., 32:] = 0
+    still = normalised_grid(32, 32, head) * 15.5 + 15.5
+    maps = network.flow(head, head, head)._replace(pixels_head=still)
+    attention = attend_where_seen(maps, head).attention
+    assert attention[:, 0, :, 18:].max() < 1e-5
+    assert torch.allclose(attention[:, 0, :, :14], maps.attention[:, 0, :, :14], atol=1e-5)
+    assert torch.allclose(attention.sum(1), torch.ones(1, 32, 32), atol=1e-5)
 
 
 def test_a_shifted_region_shifts_the_grid():
