@@ -75,7 +75,9 @@ class FusionNetwork(nn.Module):
             """Eq. 7; without e_dec, what is known before the decoder has begun."""
             attention = F.interpolate(maps.attention, e_head.shape[-2:], mode="bilinear", align_corners=True)
             a_head, a_reference, a_dec = attention.split(1, dim=1)
-            known = a_head * sample(e_head, maps.pixels_head) + a_reference * sample(e_reference, maps.pixels_reference)
+            # A flow that points out of the reference gets its edge: zeros came out as black holes on real people.
+            known = a_head * sample(e_head, maps.pixels_head)
+            known = known + a_reference * sample(e_reference, maps.pixels_reference, "border")
             return known if e_dec is None else known + a_dec * e_dec
 
         start = mix(of_head[-1], of_reference[-1], None)

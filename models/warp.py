@@ -102,13 +102,14 @@ def splat_depth(pixels: Tensor, depth: Tensor, weight: Tensor) -> Splat:
     return Splat(filled[:, 0], support[:, 0])
 
 
-def sample(image: Tensor, pixels: Tensor) -> Tensor:
-    """Backward warping by bilinear sampling, zero outside the image.
+def sample(image: Tensor, pixels: Tensor, padding: str = "zeros") -> Tensor:
+    """Backward warping by bilinear sampling.
 
     Args:
         image: `(B, C, H, W)`; may be smaller than the frame that `pixels` refers to (features): the pixel map, given at
             the size of the frame, is then resized to the image.
         pixels: Source pixel of each destination pixel, `(B, H', W', 2)`, (x, y) in the frame of H' x W' pixels.
+        padding: Outside the image: `zeros`, or `border` (its edge goes on).
 
     Returns:
         `(B, C, H, W)`.
@@ -118,7 +119,7 @@ def sample(image: Tensor, pixels: Tensor) -> Tensor:
     if image.shape[-2:] != (height, width):
         grid = F.interpolate(grid.permute(0, 3, 1, 2), image.shape[-2:], mode="bilinear", align_corners=True)
         grid = grid.permute(0, 2, 3, 1)
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
 def warp_canonical_from_frame(depth: Tensor, mask: Tensor, pose: Pose, K: Tensor) -> Warp:

@@ -114,3 +114,10 @@ def test_features_are_sampled_at_their_own_size():
     image = torch.rand(1, 4, SIZE // 4, SIZE // 4)
     still = warp_canonical_from_frame(torch.ones(1, SIZE, SIZE), torch.ones(1, 1, SIZE, SIZE), turned(0.0), K)
     assert (sample(image, still.pixels) - image).abs().max() < 1e-4
+
+
+def test_outside_the_image_is_black_or_its_edge():
+    image = torch.full((1, 1, 4, 4), 0.6)
+    away = torch.full((1, 4, 4, 2), 9.0)
+    assert sample(image, away).max() == 0
+    assert torch.allclose(sample(image, away, "border"), image)
