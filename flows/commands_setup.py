@@ -53,7 +53,7 @@ def preset(
     if folder is not None:
         if not folder.expanduser().is_dir():
             raise ConfigError(f"--folder {folder} is not a directory")
-        values |= {"acquire.source": "folder", "acquire.folder.path": _portable(folder)}
+        values |= {"acquire.sources": ["folder"], "acquire.folder.path": _portable(folder)}
     values |= dict(parse_assignment(text) for text in settings or [])
     if limit is not None:
         if folder is None and not values.get("acquire.folder.path"):

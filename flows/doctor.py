@@ -209,11 +209,11 @@ def check_source(root: Path, params: Params) -> Iterable[Check]:
 
     manifest = root / "data" / "raw" / "manifest.csv"
     folder = root / params.acquire.folder.path
-    if params.acquire.source == "folder" and not folder.is_dir():
+    if "folder" in params.acquire.sources and not folder.is_dir():
         yield Check("problem", "source", f"acquire.folder.path = {folder} is not a directory")
         return
     if not manifest.is_file():
-        yield Check("ok", "source", f"{params.acquire.source}: not listed yet, `dvc repro` does it")
+        yield Check("ok", "source", f"{', '.join(params.acquire.sources)}: not listed yet, `dvc repro` does it")
         return
     listed = pd.read_csv(manifest, dtype={"video": str, "path": str, "identity": str})
     gone = [path for path, size in zip(listed["path"], listed["bytes"], strict=True) if not _same(root / path, size)]
@@ -222,7 +222,7 @@ def check_source(root: Path, params: Params) -> Iterable[Check]:
         text = f"{len(gone)} videos of the manifest are gone or changed, {len(new)} are not in it"
         yield Check("note", "source", f"{text}: `dvc repro --force --single-item acquire` lists them again")
     else:
-        yield Check("ok", "source", f"{params.acquire.source}: {len(listed)} videos, as in the manifest")
+        yield Check("ok", "source", f"{', '.join(params.acquire.sources)}: {len(listed)} videos, as in the manifest")
 
 
 def _same(path: Path, size: int) -> bool:
@@ -231,7 +231,7 @@ def _same(path: Path, size: int) -> bool:
 
 def _not_listed(root: Path, params: Params, listed: set[str]) -> list[str]:
     """Videos of the source folder that the manifest does not have; none when it was limited."""
-    if params.acquire.source != "folder" or params.acquire.folder.limit:
+    if "folder" not in params.acquire.sources or params.acquire.folder.limit:
         return []
     from tasks.acquire import find_videos
 

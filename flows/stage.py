@@ -186,7 +186,7 @@ def run_stage(name: str, root: Path, fresh: bool = False) -> dict[str, Any]:
 
 def _restore_demo(params: Params, paths: Paths) -> None:
     """Render the demo's videos again where `dvc pull` or `dvc checkout` brought only the list of them."""
-    if params.acquire.source == "demo":
+    if "demo" in params.acquire.sources:
         from tasks.demo import demo_jobs, render_set
 
         jobs = demo_jobs(params.acquire, paths.raw / "demo")

@@ -35,7 +35,9 @@ class Runtime(Section):
     """How to run on this machine. Not a DVC dependency: nothing here changes a result."""
 
     device: str  # auto | cpu | cuda | cuda:N
-    workers: Positive  # worker processes of crop and parse
+    scheduler: str  # local: processes of this machine; tcp://host:port: a Dask cluster that sees the same folders
+    workers: Positive  # worker processes of crop and parse (scheduler: local)
+    stores: str  # where new Zarr stores go: empty, the data folder; or s3://bucket/folder (any fsspec address)
     video_deadline_s: PositiveFloat  # a video that takes longer is killed and refused (reason: deadline)
     checkpoint_every_s: PositiveFloat  # a killed training run loses at most this much
 
@@ -60,13 +62,37 @@ class Folder(Section):
     )
 
 
+class VoxCeleb(Section):
+    """VoxCeleb by FOMM's metadata list: one row a clip, with its person, section and box."""
+
+    metadata: str  # path or URL of the list (CSV)
+    videos: str  # folder of videos or official crops one already has; empty: download
+    train_clips: NonNegative
+    test_clips: NonNegative
+    limit: NonNegative  # 0: all of the chosen; else only the first of them
+    downloads: Positive  # at a time
+    requests_per_minute: PositiveFloat
+    attempts: Positive  # tries of a download that fails without a verdict
+    max_height_px: Positive  # of the downloaded stream
+
+
+class FaceForensics(Section):
+    """The original sequences of FaceForensics or FaceForensics++, from a local folder (a form is required)."""
+
+    path: str
+    compression: Literal["any", "raw", "c0", "c23", "c40"]
+    test_videos: NonNegative
+
+
 class Acquire(Section):
     """Where the videos come from, and who is kept for testing."""
 
-    source: Literal["demo", "folder"]
+    sources: list[Literal["demo", "folder", "voxceleb", "faceforensics"]]
     demo: Demo
     folder: Folder
-    test_fraction: Fraction  # of the people
+    voxceleb: VoxCeleb
+    faceforensics: FaceForensics
+    test_fraction: Fraction  # of the people of demo and folder
     seed: NonNegative
 
 
@@ -75,7 +101,8 @@ class Crop(Section):
 
     size_px: Positive
     clip_frames: Positive
-    clips_per_video: Positive
+    clips_per_video: Positive  # at most, not overlapping; self-reconstruction needs two of a test video
+    train_clips_per_video: Positive  # the same for training videos
     max_seconds: PositiveFloat  # only this much of a video's start is read
     detect_every_frames: Positive
     detect_long_side_px: Positive
@@ -90,11 +117,21 @@ class Crop(Section):
 class Parse(Section):
     """Head masks: 19 CelebAMask-HQ classes per pixel."""
 
-    method: Literal["grabcut"]
-    work_px: Positive  # longest side at which a frame is segmented
-    iterations: Positive
-    smooth_frames: Positive  # odd window of the temporal majority vote
+    parser: Literal["embedded", "bisenet", "grabcut"]
+    work_px: Positive  # side at which a frame is parsed
+    grabcut_iterations: Positive
+    smooth_frames: Positive  # odd window of the temporal smoothing
     head_labels: list[NonNegative]  # classes that make up the head
+
+
+class Quality(Section):
+    """What a clip must be to be trained on; each limit has a flag in masks.parquet. 1.0 (or 0.0) switches one off."""
+
+    max_border_share: Fraction  # border: of the frame's edge that the head touches (shoulder side excepted)
+    min_head_area: Fraction  # tiny: mean share of the frame
+    min_sharpness: NonNegativeFloat  # blurred: see tasks/quality.py
+    max_mask_jump: Fraction  # jump: largest 1 - IoU of successive head masks
+    max_least_yaw_deg: NonNegativeFloat  # single_sided: every frame is turned further than this to one side
 
 
 class Camera(Section):
@@ -238,6 +275,7 @@ class Params(Section):
     acquire: Acquire
     crop: Crop
     parse: Parse
+    quality: Quality
     geometry: Geometry
     canonical: Canonical
     fusion: Fusion
@@ -326,7 +364,13 @@ def _check_across(params: Params, where: str) -> None:
         raise ConfigError(f"{where}: crop.size_px = {params.crop.size_px} must be a multiple of 16")
     if params.parse.smooth_frames % 2 == 0:
         raise ConfigError(f"{where}: parse.smooth_frames = {params.parse.smooth_frames} must be odd")
-    if params.acquire.source == "folder" and not params.acquire.folder.path:
+    if params.crop.train_clips_per_video > params.crop.clips_per_video:
+        raise ConfigError(f"{where}: crop.train_clips_per_video must not exceed crop.clips_per_video")
+    if not params.acquire.sources:
+        raise ConfigError(
+            f"{where}: acquire.sources is empty; name at least one of demo, folder, voxceleb, faceforensics"
+        )
+    if "folder" in params.acquire.sources and not params.acquire.folder.path:
         raise ConfigError(f"{where}: acquire.folder.path is empty; `head3d preset local --folder DIR` sets it")
 
 

@@ -1,6 +1,6 @@
 """Stage `acquire`: where the videos come from -> data/raw/manifest.csv with checksum, identity and split.
 
-A source is a function that lists its videos; SOURCES has one for every value of `acquire.source`.
+A source is a function that lists its videos; SOURCES has one for every entry of `acquire.sources`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     """
     note = paths.raw / ".acquire.json"
     before = _read_note(note)
-    demo = demo_jobs(params.acquire, paths.raw / "demo") if params.acquire.source == "demo" else []
+    demo = demo_jobs(params.acquire, paths.raw / "demo") if "demo" in params.acquire.sources else []
     if before.get("fingerprint") != fingerprint:
         paths.manifest.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
@@ -81,7 +81,10 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     paths.raw.mkdir(parents=True, exist_ok=True)
     # from here on the folder holds this fingerprint's work, also if the run is killed
     _write_text(note, json.dumps({"fingerprint": fingerprint}))
-    listing = SOURCES[params.acquire.source](params, paths)
+    listings = [SOURCES[source](params, paths) for source in params.acquire.sources]
+    listing = Listing(
+        [v for one in listings for v in one.videos], {k: v for one in listings for k, v in one.figures.items()}
+    )
     split = split_identities([video.identity for video in listing.videos], params.acquire)
     rows = [
         (v.video, _stored_path(v.path, paths), v.dataset, v.identity, split[v.identity], v.sha256, str(v.bytes))
@@ -165,7 +168,7 @@ def folder_source(params: Params, paths: Paths) -> Listing:
 
 
 SOURCES: dict[str, Callable[[Params, Paths], Listing]] = {"demo": demo_source, "folder": folder_source}
-"""`acquire.source` -> what lists its videos; `voxceleb` and `faceforensics` will stand here."""
+"""Entry of `acquire.sources` -> what lists its videos; `voxceleb` and `faceforensics` will stand here."""
 
 
 def find_videos(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.faces import look_at
 from tasks.frames import spread_frames, to_uint8
-from tasks.parse import head_mask
+from tasks.labels import head_mask
 from tasks.progress import progress
 from tasks.segment import SegmentationError, segment
 from tasks.trained import load_model, load_preparation

@@ -25,6 +25,8 @@ NECKLACE = 15
 CLOTH = 16
 HAIR = 17
 HAT = 18
+UNKNOWN = 255
+"""Not parsed."""
 
 NAMES = (
     "background",
@@ -84,3 +86,18 @@ def colour_table() -> np.ndarray:
     table = np.tile(UNKNOWN_COLOUR, (256, 1))
     table[: len(COLOURS)] = COLOURS
     return table
+
+
+def head_mask(class_ids: np.ndarray, head_labels: list[int]) -> np.ndarray:
+    """0/1 mask of the classes that make up the head.
+
+    Args:
+        class_ids: u1, any shape; 255 (not parsed) is never head.
+        head_labels: Class ids.
+
+    Returns:
+        u1, the same shape.
+    """
+    table = np.zeros(256, np.uint8)
+    table[[label for label in head_labels if label != UNKNOWN]] = 1
+    return table[class_ids]

@@ -12,8 +12,6 @@ import hashlib
 import json
 import shutil
 import time
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +20,17 @@ import pandas as pd
 import zarr
 
 from models.config import Params, Parse
-from tasks import labels
 from tasks.clip_table import ok_clips, read_table
 from tasks.errors import StageError
+from tasks.labels import NAMES, head_mask
+from tasks.parse_clip import ParseJob, parse_clip
 from tasks.paths import Paths
 from tasks.progress import progress
-from tasks.segment import SegmentationError, segment
 from tasks.stores import NO_LABEL, array, mask_arrays, open_or_create, open_store, read_fingerprint, write_rows
 from tasks.workers import Outcome, run_jobs
 
-CODE = ("segment.py", "head_prior.py", "labels.py", "parse.py")
+CODE = ("segment.py", "head_prior.py", "labels.py", "parse_clip.py")
 """Files beside this one whose content decides about the labels."""
-AREA_MIN, AREA_MAX = 0.03, 0.92
-"""Share of the frame that a head may take; outside it the segmentation has failed. (A crop is made about the face.)"""
-MEMBERS = (*range(1, 14), labels.HAIR, labels.HAT)
-"""What counts as head for that judgement, whatever `parse.head_labels` is."""
 REASONS = {"failed": "crashed", "crashed": "crashed", "deadline": "deadline"}
 """Reason code of a job that gave no labels, by `Outcome.kind`."""
 
@@ -106,21 +100,6 @@ def labels_fingerprint(settings: Parse, paths: Paths) -> str:
     return digest.hexdigest()
 
 
-def head_mask(class_ids: np.ndarray, head_labels: list[int]) -> np.ndarray:
-    """0/1 mask of the classes that make up the head.
-
-    Args:
-        class_ids: u1, any shape; 255 (not parsed) is never head.
-        head_labels: Class ids.
-
-    Returns:
-        u1, the same shape.
-    """
-    table = np.zeros(256, np.uint8)
-    table[[label for label in head_labels if label != NO_LABEL]] = 1
-    return table[class_ids]
-
-
 def flicker(head: np.ndarray) -> float:
     """How much a mask jumps: 1 - mean intersection over union of successive frames (0: it stands still).
 
@@ -144,55 +123,6 @@ def summary(table: pd.DataFrame) -> dict[str, Any]:
         figures["head_area_mean"] = round(float(good["head_area"].mean()), 4)
         figures["flicker_mean"] = round(float(good["flicker"].mean()), 4)
     return figures
-
-
-# -- one clip, in a worker --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ParseJob:
-    """What a worker needs: the clip's store and row, where the labels go, and how."""
-
-    clips: Path
-    file: Path
-    row: int
-    settings: Parse
-
-
-@lru_cache(maxsize=1)
-def _opened(path: Path) -> zarr.Group:
-    return open_store(path)
-
-
-def parse_clip(job: ParseJob) -> tuple[str, str]:
-    """Segment one clip into `job.file`.
-
-    Returns:
-        Reason code and sentence; both empty when it worked.
-    """
-    group = _opened(job.clips)
-    frames, landmarks, box = (np.asarray(array(group, name)[job.row]) for name in ("frames", "landmarks", "face_box"))
-    try:
-        class_ids = segment(frames, landmarks, box, job.settings)
-        _check_area(class_ids)
-    except SegmentationError as error:
-        return error.code, str(error)
-    partial = job.file.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.save(file, class_ids)
-    partial.replace(job.file)
-    return "", ""
-
-
-def _check_area(class_ids: np.ndarray) -> None:
-    area = head_mask(class_ids, list(MEMBERS)).mean(axis=(1, 2))
-    if not area.all():
-        text = f"no head in {int((area == 0).sum())} of {len(area)} frames"
-        raise SegmentationError("empty_mask", text)
-    mean = float(area.mean())
-    if not AREA_MIN <= mean <= AREA_MAX:
-        text = f"the head takes {mean:.0%} of the frame; {AREA_MIN:.0%} to {AREA_MAX:.0%} is plausible"
-        raise SegmentationError("implausible_area", text)
 
 
 # -- the store --------------------------------------------------------------------------------------------------------
@@ -291,9 +221,9 @@ def _remake_heads(path: Path, params: Params, fingerprint: str) -> None:
 
 
 def _check_head_labels(settings: Parse) -> None:
-    wrong = [label for label in settings.head_labels if not 0 < label < len(labels.NAMES)]
+    wrong = [label for label in settings.head_labels if not 0 < label < len(NAMES)]
     if wrong or not settings.head_labels:
-        known = ", ".join(f"{number} {name}" for number, name in enumerate(labels.NAMES) if number)
+        known = ", ".join(f"{number} {name}" for number, name in enumerate(NAMES) if number)
         raise StageError(f"parse.head_labels = {settings.head_labels} must name classes of the head: {known}")
 
 

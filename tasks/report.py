@@ -137,7 +137,7 @@ def _facts(params: Params, paths: Paths, table: pd.DataFrame) -> list[tuple[str,
     people = good.groupby("split")["identity"].nunique()
     crop = params.crop
     facts = [
-        ("Source", params.acquire.source),
+        ("Sources", ", ".join(params.acquire.sources)),
         ("People", ", ".join(f"{count} {split}" for split, count in people.items()) or "none"),
         ("Clips", f"{len(good)} of {crop.clip_frames} frames, {crop.size_px} x {crop.size_px} px"),
         ("Device", _device_name(params)),

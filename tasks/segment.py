@@ -59,7 +59,7 @@ class SegmentationError(ValueError):
 
 
 def segment(frames: np.ndarray, landmarks: np.ndarray, face_box: np.ndarray, settings: Parse) -> np.ndarray:
-    """Class ids of every pixel of a clip by `settings.method`.
+    """Class ids of every pixel of a clip by `settings.parser`.
 
     Args:
         frames: `(T, H, W, 3)` u1 RGB.
@@ -73,7 +73,7 @@ def segment(frames: np.ndarray, landmarks: np.ndarray, face_box: np.ndarray, set
     Raises:
         SegmentationError: The clip has no face to start from.
     """
-    return METHODS[settings.method](frames, landmarks, face_box, settings)
+    return METHODS[settings.parser](frames, landmarks, face_box, settings)
 
 
 def segment_grabcut(frames: np.ndarray, landmarks: np.ndarray, face_box: np.ndarray, settings: Parse) -> np.ndarray:
@@ -91,7 +91,7 @@ def segment_grabcut(frames: np.ndarray, landmarks: np.ndarray, face_box: np.ndar
         small = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
     frame = face_frame((points + 0.5) * ratio - 0.5)  # pixel centres are integers
     prior = log_prior(frame, size[1], size[0])
-    field = _smooth(small, _colour_evidence(small, prior, settings.iterations))
+    field = _smooth(small, _colour_evidence(small, prior, settings.grabcut_iterations))
     parts = _vote(field.argmax(axis=0).astype(np.uint8), settings.smooth_frames)
     for t in range(len(parts)):
         _clean(parts[t], field[:, t], prior[:, t])

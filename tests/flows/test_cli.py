@@ -67,7 +67,7 @@ def test_preset_takes_a_folder_and_settings(project: Path) -> None:
     words = ["--limit", "3", "--set", "geometry.lr_pose=2e-5", "--set", "crop.margin=1"]
     assert call("preset", "folder", "--folder", "my videos", *words) == 0
     content = settings(project)
-    assert content["acquire"]["source"] == "folder"
+    assert content["acquire"]["sources"] == ["folder"]
     assert content["acquire"]["folder"] == {
         "path": "my videos",
         "limit": 3,

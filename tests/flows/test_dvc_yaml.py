@@ -100,7 +100,7 @@ def test_params_yaml_is_the_demo_preset() -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_preset_is_valid_and_a_whole_file(name: str, tmp_path: Path) -> None:
-    settings = {"acquire.folder.path": "videos"} if "source: folder" in preset_text(name) else {}
+    settings = {"acquire.folder.path": "videos"} if "sources: [folder]" in preset_text(name) else {}
     write_preset(name, tmp_path / "params.yaml", settings)
     params = load_params(tmp_path / "params.yaml")
     for stage in (params.geometry, params.canonical, params.fusion):

@@ -22,7 +22,7 @@ def values() -> dict:
         ("geometry", "lambda_symm", 0.1, "did you mean 'geometry.lambda_sym'"),
         ("crop", "size_px", "64", "crop.size_px"),
         ("acquire", "test_fraction", 1.5, "acquire.test_fraction"),
-        ("parse", "method", "magic", "parse.method"),
+        ("parse", "parser", "magic", "parse.parser"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(section: str, key: str, value: object, message: str):

@@ -26,12 +26,12 @@ def rows(paths: Paths) -> list[dict[str, str]]:
 
 
 def folder_params(folder: Path, **changes: Any) -> Params:
-    return make_params(acquire={"source": "folder", "folder": {"path": str(folder), **changes}})
+    return make_params(acquire={"sources": ["folder"], "folder": {"path": str(folder), **changes}})
 
 
 def demo_params(**changes: Any) -> Params:
     values = {"people": 2, "frames": 3, "size_px": 64, "fps": 25, "max_yaw_deg": 20.0} | changes
-    return make_params(runtime={"workers": 1}, acquire={"source": "demo", "demo": values})
+    return make_params(runtime={"workers": 1}, acquire={"sources": ["demo"], "demo": values})
 
 
 @pytest.fixture

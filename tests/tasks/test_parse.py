@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import parse
+from tasks import parse, parse_clip
 from tasks.errors import StageError
 from tasks.paths import Paths
 from tasks.stores import array, open_store, read_fingerprint
@@ -156,9 +156,9 @@ def test_flicker_of_known_masks() -> None:
 def test_implausible_masks_are_refused() -> None:
     class_ids = np.zeros((2, 10, 10), np.uint8)
     class_ids[:, 4:6, 4:6] = 1
-    parse._check_area(class_ids)
+    parse_clip.check_area(class_ids)
     class_ids[1] = 0
-    with pytest.raises(parse.SegmentationError, match="1 of 2 frames"):
-        parse._check_area(class_ids)
-    with pytest.raises(parse.SegmentationError, match="100%"):
-        parse._check_area(np.ones((2, 10, 10), np.uint8))
+    with pytest.raises(parse_clip.SegmentationError, match="1 of 2 frames"):
+        parse_clip.check_area(class_ids)
+    with pytest.raises(parse_clip.SegmentationError, match="100%"):
+        parse_clip.check_area(np.ones((2, 10, 10), np.uint8))

@@ -130,4 +130,4 @@ def test_prior_knows_up_from_down_and_follows_the_tilt() -> None:
 
 
 def test_every_method_of_the_settings_exists() -> None:
-    assert set(METHODS) == set(Parse.model_fields["method"].annotation.__args__)  # type: ignore[union-attr]
+    assert set(METHODS) == set(Parse.model_fields["parser"].annotation.__args__)  # type: ignore[union-attr]

@@ -178,7 +178,9 @@ def test_a_loss_that_is_no_number_is_named(tmp_path: Path):
         {},
         log_every=1,
     )
-    runtime = Runtime(device="cpu", workers=1, video_deadline_s=1.0, checkpoint_every_s=1.0)
+    runtime = Runtime(
+        device="cpu", scheduler="local", stores="", workers=1, video_deadline_s=1.0, checkpoint_every_s=1.0
+    )
     with pytest.raises(StageError, match=r"frame, total is no longer a number at step 4"):
         train(job, tmp_path / "fusion", "fp", runtime)
 

@@ -1,0 +1,72 @@
+"""One clip -> its class labels: what a worker of the stage `parse` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from models.config import Parse
+from tasks import labels
+from tasks.labels import head_mask
+from tasks.segment import SegmentationError, segment
+from tasks.stores import array, open_store
+
+AREA_MIN, AREA_MAX = 0.03, 0.92
+"""Share of the frame that a head may take; outside it the segmentation has failed. (A crop is made about the face.)"""
+MEMBERS = (*range(1, 14), labels.HAIR, labels.HAT)
+"""What counts as head for that judgement, whatever `parse.head_labels` is."""
+
+
+@dataclass(frozen=True)
+class ParseJob:
+    """What a worker needs: the clip's store and row, where the labels go, and how."""
+
+    clips: Path
+    file: Path
+    row: int
+    settings: Parse
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path) -> zarr.Group:
+    return open_store(path)
+
+
+def parse_clip(job: ParseJob) -> tuple[str, str]:
+    """Segment one clip into `job.file`.
+
+    Returns:
+        Reason code and sentence; both empty when it worked.
+    """
+    group = _opened(job.clips)
+    frames, landmarks, box = (np.asarray(array(group, name)[job.row]) for name in ("frames", "landmarks", "face_box"))
+    try:
+        class_ids = segment(frames, landmarks, box, job.settings)
+        check_area(class_ids)
+    except SegmentationError as error:
+        return error.code, str(error)
+    partial = job.file.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, class_ids)
+    partial.replace(job.file)
+    return "", ""
+
+
+def check_area(class_ids: np.ndarray) -> None:
+    """Refuse labels without a plausible head.
+
+    Raises:
+        SegmentationError: A frame has no head, or the head takes an implausible share of the clip.
+    """
+    area = head_mask(class_ids, list(MEMBERS)).mean(axis=(1, 2))
+    if not area.all():
+        text = f"no head in {int((area == 0).sum())} of {len(area)} frames"
+        raise SegmentationError("empty_mask", text)
+    mean = float(area.mean())
+    if not AREA_MIN <= mean <= AREA_MAX:
+        text = f"the head takes {mean:.0%} of the frame; {AREA_MIN:.0%} to {AREA_MAX:.0%} is plausible"
+        raise SegmentationError("implausible_area", text)
