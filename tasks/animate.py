@@ -44,13 +44,14 @@ class HeadVideo(NamedTuple):
         return images, torch.from_numpy(self.head[where]).to(device)[:, None].float()
 
 
-def prepare(path: Path, crop: Crop, parse: Parse) -> HeadVideo:
+def prepare(path: Path, crop: Crop, parse: Parse, device: str) -> HeadVideo:
     """Crop and parse a whole video: every frame in which the main face is tracked.
 
     Args:
         path: The video.
         crop: How the model's training videos were cropped.
         parse: How they were parsed.
+        device: auto, cpu, cuda or cuda:N.
 
     Returns:
         Cropped frames and head masks.
@@ -78,7 +79,7 @@ def prepare(path: Path, crop: Crop, parse: Parse) -> HeadVideo:
         landmarks = square.to_crop(track.landmarks[:count], crop.size_px)
         boxes = square.to_crop(track.boxes[:count].reshape(-1, 2, 2), crop.size_px).reshape(-1, 4)
         parts = [
-            segment(np.stack(frames[i : i + CHUNK]), landmarks[i : i + CHUNK], boxes[i : i + CHUNK], parse)
+            segment(np.stack(frames[i : i + CHUNK]), landmarks[i : i + CHUNK], boxes[i : i + CHUNK], parse, device)
             for i in range(0, count, CHUNK)
         ]
     except (VideoError, Refused, SegmentationError) as error:
@@ -109,7 +110,7 @@ def animate(
     where = choose_device(device)
     model = load_model(checkpoints, where)
     crop, parse = load_preparation(checkpoints)
-    person, motion = prepare(subject, crop, parse), prepare(driving, crop, parse)
+    person, motion = (prepare(video, crop, parse, device) for video in (subject, driving))
     count = min(references, len(person.frames))
     state = model.subject(*person.tensors(spread_frames(len(person.frames), count), where), reference=0)
     first = None

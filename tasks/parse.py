@@ -60,12 +60,12 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     todo = shards.missing()
 
     def keep(position: int, outcome: Outcome) -> None:
-        code, text = outcome.value if outcome.kind == "ok" else (REASONS[outcome.kind], outcome.detail)
-        shards.add(todo[position], code, text)
+        record = outcome.value if outcome.kind == "ok" else {"code": REASONS[outcome.kind], "text": outcome.detail}
+        shards.add(todo[position], record["code"], record["text"])
 
     run_jobs(
         parse_clip,
-        [ParseJob(paths.clips, shards.file(row), row, params.parse) for row in todo],
+        [ParseJob(paths.clips, shards.file(row), row, params.parse, params.runtime.device) for row in todo],
         workers=params.runtime.workers,
         deadline_s=params.runtime.video_deadline_s,
         label="parse",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import zarr
@@ -23,12 +24,13 @@ MEMBERS = (*range(1, 14), labels.HAIR, labels.HAT)
 
 @dataclass(frozen=True)
 class ParseJob:
-    """What a worker needs: the clip's store and row, where the labels go, and how."""
+    """What a worker needs: the clip's store and row, where the labels go, how, and on which device (runtime.device)."""
 
     clips: Path
     file: Path
     row: int
     settings: Parse
+    device: str
 
 
 @lru_cache(maxsize=1)
@@ -36,24 +38,28 @@ def _opened(path: Path) -> zarr.Group:
     return open_store(path)
 
 
-def parse_clip(job: ParseJob) -> tuple[str, str]:
-    """Segment one clip into `job.file`.
+class ParseRecord(TypedDict):
+    """What became of a clip: why it has no labels (`code` and `text`, empty if it has), and how good they are."""
 
-    Returns:
-        Reason code and sentence; both empty when it worked.
-    """
+    code: str
+    text: str
+    measures: dict[str, float]
+
+
+def parse_clip(job: ParseJob) -> ParseRecord:
+    """Segment one clip into `job.file`."""
     group = _opened(job.clips)
     frames, landmarks, box = (np.asarray(array(group, name)[job.row]) for name in ("frames", "landmarks", "face_box"))
     try:
-        class_ids = segment(frames, landmarks, box, job.settings)
+        class_ids = segment(frames, landmarks, box, job.settings, job.device)
         check_area(class_ids)
     except SegmentationError as error:
-        return error.code, str(error)
+        return ParseRecord(code=error.code, text=str(error), measures={})
     partial = job.file.with_suffix(".partial")
     with partial.open("wb") as file:
         np.save(file, class_ids)
     partial.replace(job.file)
-    return "", ""
+    return ParseRecord(code="", text="", measures={})
 
 
 def check_area(class_ids: np.ndarray) -> None:

@@ -30,7 +30,7 @@ from tasks.head_prior import (
     log_prior,
 )
 
-Method = Callable[[np.ndarray, np.ndarray, np.ndarray, Parse], np.ndarray]
+Method = Callable[[np.ndarray, np.ndarray, np.ndarray, Parse, str], np.ndarray]
 
 _LEARN_PIXELS = 24_000  # of a clip are enough for its colour models
 _COMPONENTS = 4  # Gaussians per part
@@ -58,7 +58,9 @@ class SegmentationError(ValueError):
         self.code = code
 
 
-def segment(frames: np.ndarray, landmarks: np.ndarray, face_box: np.ndarray, settings: Parse) -> np.ndarray:
+def segment(
+    frames: np.ndarray, landmarks: np.ndarray, face_box: np.ndarray, settings: Parse, device: str
+) -> np.ndarray:
     """Class ids of every pixel of a clip by `settings.parser`.
 
     Args:
@@ -66,6 +68,7 @@ def segment(frames: np.ndarray, landmarks: np.ndarray, face_box: np.ndarray, set
         landmarks: `(T, 5, 2)` pixels (x, y); NaN where the face was not found.
         face_box: `(T, 4)` x0, y0, x1, y1 in pixels; NaN likewise.
         settings: The section `parse`.
+        device: auto, cpu, cuda or cuda:N, for the parsers that are networks.
 
     Returns:
         `(T, H, W)` u1, ids of CelebAMask-HQ.
@@ -73,11 +76,13 @@ def segment(frames: np.ndarray, landmarks: np.ndarray, face_box: np.ndarray, set
     Raises:
         SegmentationError: The clip has no face to start from.
     """
-    return METHODS[settings.parser](frames, landmarks, face_box, settings)
+    return METHODS[settings.parser](frames, landmarks, face_box, settings, device)
 
 
-def segment_grabcut(frames: np.ndarray, landmarks: np.ndarray, face_box: np.ndarray, settings: Parse) -> np.ndarray:
-    """`segment` by colour models and a spatial prior; see the module's text.
+def segment_grabcut(
+    frames: np.ndarray, landmarks: np.ndarray, face_box: np.ndarray, settings: Parse, device: str
+) -> np.ndarray:
+    """`segment` by colour models and a spatial prior; see the module's text. It always runs on the processor.
 
     Skin, hair, neck, cloth and background are found; brows, eyes, nose, mouth and lips are ellipses at the landmarks.
     """

@@ -47,7 +47,9 @@ def clips() -> list[RenderedClip]:
 
 
 def test_rendered_heads_are_found_and_better_than_by_an_ellipse(clips: list[RenderedClip]) -> None:
-    found = [iou(head_of(segment(clip.frames, clip.landmarks, clip.face_box, SETTINGS)), clip.head) for clip in clips]
+    found = [
+        iou(head_of(segment(clip.frames, clip.landmarks, clip.face_box, SETTINGS, "cpu")), clip.head) for clip in clips
+    ]
     trivial = [iou(plain_ellipse(clip), clip.head) for clip in clips]
     assert np.mean(found) > 0.9
     assert min(found) > 0.8
@@ -56,7 +58,7 @@ def test_rendered_heads_are_found_and_better_than_by_an_ellipse(clips: list[Rend
 
 def test_labels_lie_where_the_face_has_them(clips: list[RenderedClip]) -> None:
     clip = clips[1]
-    class_ids = segment(clip.frames, clip.landmarks, clip.face_box, SETTINGS)
+    class_ids = segment(clip.frames, clip.landmarks, clip.face_box, SETTINGS, "cpu")
     assert class_ids.dtype == np.uint8
     assert class_ids.shape == clip.head.shape
     for t, image in enumerate(class_ids):
@@ -73,7 +75,7 @@ def test_labels_lie_where_the_face_has_them(clips: list[RenderedClip]) -> None:
 
 def test_one_head_without_holes(clips: list[RenderedClip]) -> None:
     for clip in clips[:3]:
-        for mask in head_of(segment(clip.frames, clip.landmarks, clip.face_box, SETTINGS)).astype(np.uint8):
+        for mask in head_of(segment(clip.frames, clip.landmarks, clip.face_box, SETTINGS, "cpu")).astype(np.uint8):
             heads, _ = cv2.connectedComponents(mask)
             outside, _ = cv2.connectedComponents(np.pad(1 - mask, 1, constant_values=1), connectivity=4)
             assert (heads, outside) == (2, 2)  # OpenCV counts the background as one
@@ -81,16 +83,16 @@ def test_one_head_without_holes(clips: list[RenderedClip]) -> None:
 
 def test_the_same_clip_gives_the_same_labels(clips: list[RenderedClip]) -> None:
     clip = clips[0]
-    first, second = (segment(clip.frames, clip.landmarks, clip.face_box, SETTINGS) for _ in range(2))
+    first, second = (segment(clip.frames, clip.landmarks, clip.face_box, SETTINGS, "cpu") for _ in range(2))
     assert np.array_equal(first, second)
 
 
 def test_a_large_frame_is_segmented_at_work_px(clips: list[RenderedClip]) -> None:
     clip = clips[0]
-    coarse = segment(clip.frames, clip.landmarks, clip.face_box, with_settings(work_px=48))
+    coarse = segment(clip.frames, clip.landmarks, clip.face_box, with_settings(work_px=48), "cpu")
     assert coarse.shape == clip.head.shape
     assert iou(head_of(coarse), clip.head) > 0.85
-    full = segment(clip.frames, clip.landmarks, clip.face_box, SETTINGS)
+    full = segment(clip.frames, clip.landmarks, clip.face_box, SETTINGS, "cpu")
     assert not np.array_equal(coarse, full)
 
 
@@ -101,7 +103,7 @@ def test_majority_vote_steadies_a_noisy_clip(clips: list[RenderedClip]) -> None:
     points, box = np.repeat(still.landmarks[:1], 8, axis=0), np.repeat(still.face_box[:1], 8, axis=0)
 
     def changes(window: int) -> float:
-        head = head_of(segment(frames, points, box, with_settings(smooth_frames=window)))
+        head = head_of(segment(frames, points, box, with_settings(smooth_frames=window), "cpu"))
         return float((head[1:] != head[:-1]).mean())
 
     assert changes(5) < changes(1)
