@@ -14,7 +14,7 @@ from models.geometry import Pose, intrinsics
 from models.losses import head_reconstruction
 from models.pose_net import HeadPose
 from models.warp import Warp
-from tasks.clip_data import Batch, ClipSet, batch_geometry, draw_batch, load_clips, usable_clips
+from tasks.clip_data import Batch, ClipSet, batch_geometry, draw_batch, left_out, load_clips, usable_clips
 from tasks.device import choose_device
 from tasks.paths import Paths
 from tasks.training import Training, is_finished, load_weights, train, write_losses
@@ -124,9 +124,9 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     network = networks["canonical"]
     assert isinstance(network, RecurrentCanonical)
     depth = load_depth_network(params, paths, device)
-    summary: dict[str, Any] = {"device": str(device)}
+    summary: dict[str, Any] = {"device": str(device), **left_out(paths, params.quality)}
     if not is_finished(folder, fingerprint):
-        clips = load_clips(paths, "train", device, with_geometry=True)
+        clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
         job = Training(
             "canonical",
             networks,

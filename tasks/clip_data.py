@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from models.config import Optim
+from models.config import Optim, Quality
 from models.geometry import Pose
 from models.pose_net import HeadPose
 from tasks.clip_table import ok_clips, read_table
 from tasks.errors import StageError
 from tasks.paths import Paths
+from tasks.quality import flags
 from tasks.stores import array, open_store, read_rows
 
 
@@ -82,7 +83,60 @@ def usable_clips(paths: Paths) -> pd.DataFrame:
     return table[parsed[table["row"].to_numpy()] == 1].reset_index(drop=True)
 
 
-def load_clips(paths: Paths, split: str | None, device: torch.device, with_geometry: bool) -> ClipSet:
+def training_flags(paths: Paths, quality: Quality) -> pd.Series:
+    """The flags of every usable training clip.
+
+    Args:
+        paths: The data folder.
+        quality: The limits.
+
+    Returns:
+        Comma-joined flags by clip name, empty for a clip that training uses.
+
+    Raises:
+        StageError: There is no mask table.
+    """
+    if not paths.mask_table.is_file():
+        raise StageError(f"{paths.mask_table} does not exist; `dvc repro parse` makes it (or `dvc pull`)")
+    table = usable_clips(paths)
+    masks = pd.read_parquet(paths.mask_table).set_index("clip")
+    names = table.loc[table["split"] == "train", "clip"]
+    return flags(masks.reindex(names), quality)
+
+
+def left_out(paths: Paths, quality: Quality) -> dict[str, int]:
+    """How many training clips their quality keeps out of training, for a stage's figures.
+
+    Args:
+        paths: The data folder.
+        quality: The limits.
+
+    Returns:
+        `clips_train`, `clips_left_out` and, for each flag that occurs, `left_out_<flag>` (a clip may have several).
+    """
+    found = training_flags(paths, quality)
+    marked = found[found != ""]
+    counts = marked.str.split(",").explode().value_counts()
+    figures = {"clips_train": len(found) - len(marked), "clips_left_out": len(marked)}
+    return {**figures, **{f"left_out_{name}": int(counts[name]) for name in sorted(counts.index)}}
+
+
+def _without_flagged(table: pd.DataFrame, paths: Paths, quality: Quality) -> pd.DataFrame:
+    found = training_flags(paths, quality)
+    bad = table["clip"].isin(found.index[found != ""])
+    if len(table) and bad.all():
+        counts = {name[9:]: n for name, n in left_out(paths, quality).items() if name.startswith("left_out_")}
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise StageError(
+            f"every one of the {len(table)} training clips is flagged ({listed}): look at them with `head3d inspect "
+            "--worst 12 -o worst.png`, then loosen the limits of the section `quality` in params.yaml"
+        )
+    return table[~bad].reset_index(drop=True)
+
+
+def load_clips(
+    paths: Paths, split: str | None, device: torch.device, with_geometry: bool, quality: Quality | None = None
+) -> ClipSet:
     """Read the stores into memory.
 
     Args:
@@ -90,18 +144,21 @@ def load_clips(paths: Paths, split: str | None, device: torch.device, with_geome
         split: `train`, `test`, or None for all clips.
         device: Where the clips shall lie.
         with_geometry: Also read depth and pose (after stage 1).
+        quality: Leave training clips out that these limits flag (test clips always stay); None: keep all.
 
     Returns:
         The clips.
 
     Raises:
-        StageError: The split has no usable clip.
+        StageError: The split has no usable clip, or `quality` leaves none.
     """
     table = usable_clips(paths)
     if split is not None:
         table = table[table["split"] == split].reset_index(drop=True)
     if table.empty:
         raise StageError(f"no usable {split or ''} clip; `head3d inspect --store` shows what was refused and why")
+    if quality is not None:
+        table = _without_flagged(table, paths, quality)
     rows = table["row"].to_numpy()
 
     def read(store: str, name: str) -> Tensor:

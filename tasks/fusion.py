@@ -14,10 +14,10 @@ from models.fusion import FusionNetwork
 from models.geometry import intrinsics
 from models.losses import RandomTransform, equivariance
 from models.perceptual import PerceptualLoss
-from models.pretrained import load_torchvision
+from models.pretrained import load_registered
 from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import load_depth_network, warped_batch
-from tasks.clip_data import ClipSet, load_clips
+from tasks.clip_data import ClipSet, left_out, load_clips
 from tasks.device import choose_device
 from tasks.paths import Paths
 from tasks.training import Training, is_finished, load_weights, train, write_losses
@@ -41,7 +41,7 @@ class FusionLoss:
         self.config, self.fusion, self.canonical, self.depth, self.clips = config, fusion, canonical, depth, clips
         device = clips.frames.device
         self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=device)
-        weights = load_torchvision("vgg19") if config.perceptual.backbone == "vgg19" else None
+        weights = load_registered("vgg19") if config.perceptual.backbone == "vgg19" else None
         self.perceptual = PerceptualLoss(config.perceptual, weights).to(device)
 
     @torch.no_grad()
@@ -84,14 +84,14 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     """
     device = choose_device(params.runtime.device)
     config, folder = params.fusion, paths.checkpoint("fusion")
-    summary: dict[str, Any] = {"device": str(device)}
+    summary: dict[str, Any] = {"device": str(device), **left_out(paths, params.quality)}
     if not is_finished(folder, fingerprint):
         canonical = build_canonical(params.canonical, device)
         load_weights(paths.checkpoint("canonical"), canonical)
         canonical["canonical"].requires_grad_(False).eval()
         networks = build_networks(config, device)
         depth = load_depth_network(params, paths, device)
-        clips = load_clips(paths, "train", device, with_geometry=True)
+        clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
         job = Training(
             "fusion",
             networks,

@@ -15,7 +15,7 @@ from models.geometry import Pose, intrinsics
 from models.landmark_pose import InPlane, ellipsoid_depth, poses_from_landmarks
 from models.losses import depth_smoothness, head_reconstruction, symmetry
 from models.pose_net import HeadPose, PoseNetwork
-from tasks.clip_data import Batch, ClipSet, draw_batch, load_clips, usable_clips
+from tasks.clip_data import Batch, ClipSet, draw_batch, left_out, load_clips, usable_clips
 from tasks.device import choose_device
 from tasks.geometry_check import check_stage1
 from tasks.paths import Paths
@@ -120,7 +120,7 @@ class GeometryLoss:
 def train_geometry(params: Params, paths: Paths, fingerprint: str, device: torch.device) -> dict[str, float]:
     """Train F_D and F_P; see `tasks.training.train` for resume and results."""
     config = params.geometry
-    clips = load_clips(paths, "train", device, with_geometry=False)
+    clips = load_clips(paths, "train", device, with_geometry=False, quality=params.quality)
     networks = build_networks(config, device)
     optimiser = torch.optim.Adam(
         [{"params": networks["depth"].parameters()}, {"params": networks["pose"].parameters()}],
@@ -219,7 +219,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     """
     device = choose_device(params.runtime.device)
     folder = paths.checkpoint("geometry")
-    summary: dict[str, Any] = {"device": str(device)}
+    summary: dict[str, Any] = {"device": str(device), **left_out(paths, params.quality)}
     if not is_finished(folder, fingerprint):
         summary.update(train_geometry(params, paths, fingerprint, device))
     write_losses(folder, paths.metrics / "geometry_loss.csv")
