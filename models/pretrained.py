@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,13 @@ REGISTRY = {
     "mobilenet_v2": Weights(
         "mobilenet_v2-b0353104.pth", _HUB + "mobilenet_v2-b0353104.pth", "b0353104", "BSD-3-Clause", "start of F_D"
     ),
+    "bisenet": Weights(
+        "79999_iter.pth",
+        "https://drive.google.com/open?id=154JgKpzCPW82qINcVieuPH3fZ2e0P812",
+        "468e13ca13a9b43cc0881a9f99083a430e9c0a38abd935431d1c28ee94b26567",
+        "code MIT; trained on CelebAMask-HQ: non-commercial research",
+        "face parser of parse.parser: bisenet",
+    ),
 }
 
 
@@ -56,30 +64,51 @@ def weights_folder() -> Path:
     return Path(home) / "hub" / "checkpoints"
 
 
-def find_weights(name: str) -> Path:
+def find_weights(name: str, file: Path | None = None) -> Path:
     """The checked file of a registered name.
+
+    Args:
+        name: Key of `REGISTRY`.
+        file: Where it is; None: under its own name in `weights_folder()`.
+
+    Returns:
+        Its path.
 
     Raises:
         WeightsMissingError: It is not there, or its hash is another.
     """
     entry = REGISTRY[name]
-    path = weights_folder() / entry.file
+    path = file or weights_folder() / entry.file
     if not path.is_file():
+        where = f"{path} does not exist: " if file else ""
         raise WeightsMissingError(
-            f"{entry.file} ({entry.purpose}) is missing; get it from {entry.url} and put it into {path.parent}"
+            f"{where}{entry.file} ({entry.purpose}) is missing; get it from {entry.url} and put it into "
+            f"{weights_folder()}"
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(entry.sha256):
         raise WeightsMissingError(
-            f"{path} has SHA-256 {digest}, not {entry.sha256}...; it is damaged: get it again from {entry.url}"
+            f"{path} has SHA-256 {digest}, not {entry.sha256}; it is damaged or another file: get it again from "
+            f"{entry.url}"
         )
     return path
 
 
-def load_torchvision(name: str) -> dict[str, Tensor]:
-    """State dict of a registered torchvision file.
+def load_registered(name: str, file: Path | None = None) -> dict[str, Tensor]:
+    """State dict of a registered file; nothing in it is run.
+
+    Args:
+        name: Key of `REGISTRY`.
+        file: As for `find_weights`.
+
+    Returns:
+        Key -> tensor, on the CPU.
 
     Raises:
-        WeightsMissingError: See `find_weights`.
+        WeightsMissingError: See `find_weights`; or it holds something else than tensors.
     """
-    return torch.load(find_weights(name), map_location="cpu", weights_only=True)
+    path = find_weights(name, file)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise WeightsMissingError(f"{path} holds more than tensors and is not read") from None
