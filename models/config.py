@@ -71,9 +71,10 @@ class VoxCeleb(Section):
     test_clips: NonNegative
     limit: NonNegative  # 0: all of the chosen; else only the first of them
     downloads: Positive  # at a time
-    requests_per_minute: PositiveFloat
+    requests_per_minute: PositiveFloat  # videos asked for, all downloads together
     attempts: Positive  # tries of a download that fails without a verdict
     max_height_px: Positive  # of the downloaded stream
+    cookies: str  # Netscape cookie file of a browser session; empty: none
 
 
 class FaceForensics(Section):
