@@ -233,7 +233,7 @@ def _not_listed(root: Path, params: Params, listed: set[str]) -> list[str]:
     """Videos of the source folder that the manifest does not have; none when it was limited."""
     if "folder" not in params.acquire.sources or params.acquire.folder.limit:
         return []
-    from tasks.acquire import find_videos
+    from tasks.source_files import find_videos
 
     known = {(root / path).resolve() for path in listed}
     return [str(path) for path in find_videos(root / params.acquire.folder.path) if path.resolve() not in known]

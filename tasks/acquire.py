@@ -6,15 +6,13 @@ A source is a function that lists its videos; SOURCES has one for every entry of
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +21,24 @@ import numpy as np
 from models.config import Acquire, Params
 from tasks.demo import demo_jobs, render_set
 from tasks.errors import StageError
+from tasks.faceforensics import faceforensics_source
 from tasks.paths import Paths
 from tasks.progress import progress
+from tasks.source_files import (
+    VIDEO_SUFFIXES,
+    Listing,
+    SourceVideo,
+    checksum,
+    find_videos,
+    project_path,
+    safe_ids,
+    write_text,
+)
+from tasks.voxceleb import voxceleb_source
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".webm", ".gif", ".m4v")
-COLUMNS = ("video", "path", "dataset", "identity", "split", "sha256", "bytes")
-_MAX_ID_LENGTH = 60
+COLUMNS = ("video", "path", "dataset", "identity", "split", "sha256", "bytes", "section", "box")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SourceVideo:
-    """A video that a source lists."""
-
-    path: Path  # absolute
-    video: str  # id
-    dataset: str
-    identity: str
-    sha256: str  # "" if it cannot be read
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a source found, and figures about it."""
-
-    videos: list[SourceVideo]
-    figures: dict[str, Any]
 
 
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
@@ -62,46 +50,75 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         fingerprint: Of settings and code; what another one wrote is thrown away.
 
     Returns:
-        videos, identities, train_identities, test_identities, bytes, render_seconds, duplicates.
+        videos, identities, train_identities, test_identities, bytes, render_seconds, duplicates; of the sources
+        voxceleb and faceforensics a group of figures each.
 
     Raises:
         StageError: The source has no video, or cannot be used; the text says what to do.
     """
     note = paths.raw / ".acquire.json"
     before = _read_note(note)
-    demo = demo_jobs(params.acquire, paths.raw / "demo") if "demo" in params.acquire.sources else []
+    sources = params.acquire.sources
+    demo = demo_jobs(params.acquire, paths.raw / "demo") if "demo" in sources else []
     if before.get("fingerprint") != fingerprint:
         paths.manifest.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
         if demo:
             shutil.rmtree(paths.raw / "demo", ignore_errors=True)
-    elif demo and paths.manifest.is_file() and "summary" in before and all(job.finished() for job in demo):
+    elif (
+        set(sources) == {"demo"}
+        and paths.manifest.is_file()
+        and "summary" in before
+        and all(job.finished() for job in demo)
+    ):
         # A folder is listed anew each time: DVC asks only when somebody wants that, and it may have changed.
         return dict(before["summary"])
     paths.raw.mkdir(parents=True, exist_ok=True)
     # from here on the folder holds this fingerprint's work, also if the run is killed
-    _write_text(note, json.dumps({"fingerprint": fingerprint}))
-    listings = [SOURCES[source](params, paths) for source in params.acquire.sources]
-    listing = Listing(
-        [v for one in listings for v in one.videos], {k: v for one in listings for k, v in one.figures.items()}
-    )
-    split = split_identities([video.identity for video in listing.videos], params.acquire)
-    rows = [
-        (v.video, _stored_path(v.path, paths), v.dataset, v.identity, split[v.identity], v.sha256, str(v.bytes))
-        for v in sorted(listing.videos, key=lambda v: v.video)
-    ]
-    _write_manifest(paths.manifest, rows)
-    sides = Counter(split.values())
+    write_text(note, json.dumps({"fingerprint": fingerprint}) + "\n")
+    # downloads last: that another source's folder is missing is said before they take days
+    order = sorted(dict.fromkeys(sources), key=lambda name: name == "voxceleb")
+    listings = [SOURCES[source](params, paths) for source in order]
+    videos = _with_splits(merged([video for one in listings for video in one.videos]), params.acquire)
+    _write_manifest(paths.manifest, [_row(video, paths) for video in videos])
+    sides = Counter({video.identity: video.split for video in videos}.values())
     summary = {
-        "videos": len(rows),
-        "identities": len(split),
+        "videos": len(videos),
+        "identities": sides.total(),
         "train_identities": sides["train"],
         "test_identities": sides["test"],
-        "bytes": sum(video.bytes for video in listing.videos),
-        **listing.figures,
+        "bytes": sum({video.path: video.bytes for video in videos}.values()),
+        "render_seconds": round(sum(one.render_seconds for one in listings), 3),
+        "duplicates": sum(one.duplicates for one in listings),
+        **{name: figures for one in listings for name, figures in one.figures.items()},
     }
-    _write_text(note, json.dumps({"fingerprint": fingerprint, "summary": summary}))
+    write_text(note, json.dumps({"fingerprint": fingerprint, "summary": summary}) + "\n")
     return summary
+
+
+def merged(videos: Iterable[SourceVideo]) -> list[SourceVideo]:
+    """Videos of several sources in one list, sorted by id.
+
+    Args:
+        videos: Of all sources; within one source ids are unique.
+
+    Returns:
+        The same with the source's name before ids and identities that several sources use: a number in one set is not
+        the person with that number in another.
+    """
+    videos = list(videos)
+    ids, people = _shared((v.video, v.dataset) for v in videos), _shared((v.identity, v.dataset) for v in videos)
+    return sorted(
+        (
+            replace(
+                v,
+                video=f"{v.dataset}-{v.video}" if v.video.lower() in ids else v.video,
+                identity=f"{v.dataset}-{v.identity}" if v.identity.lower() in people else v.identity,
+            )
+            for v in videos
+        ),
+        key=lambda v: v.video,
+    )
 
 
 def split_identities(identities: Iterable[str], acquire: Acquire) -> dict[str, str]:
@@ -135,14 +152,14 @@ def demo_source(params: Params, paths: Paths) -> Listing:
     for job in jobs:
         sha256, size = checksum(job.path)
         videos.append(SourceVideo(job.path, job.video, "demo", job.video, sha256, size))
-    return Listing(videos, {"render_seconds": round(seconds, 3), "duplicates": 0})
+    return Listing(videos, render_seconds=seconds)
 
 
 def folder_source(params: Params, paths: Paths) -> Listing:
     """List the videos of a directory tree, the same content once."""
     settings = params.acquire.folder
     pattern = _identity_pattern(settings.identity_pattern)
-    folder = (paths.data.resolve().parent / Path(settings.path).expanduser()).resolve()
+    folder = project_path(settings.path, paths.data)
     if not folder.is_dir():
         raise StageError(
             f"acquire.folder.path = {settings.path!r} is not a directory ({folder}); "
@@ -164,45 +181,16 @@ def folder_source(params: Params, paths: Paths) -> Listing:
         SourceVideo(path, video, "folder", identity_of(path.relative_to(folder), pattern), sha256, size)
         for (path, sha256, size), video in zip(chosen, ids, strict=True)
     ]
-    return Listing(videos, {"render_seconds": 0.0, "duplicates": duplicates})
+    return Listing(videos, duplicates=duplicates)
 
 
-SOURCES: dict[str, Callable[[Params, Paths], Listing]] = {"demo": demo_source, "folder": folder_source}
-"""Entry of `acquire.sources` -> what lists its videos; `voxceleb` and `faceforensics` will stand here."""
-
-
-def find_videos(folder: Path) -> list[Path]:
-    """Every video file below a folder, sorted; hidden files and folders are left out.
-
-    Links to folders are followed, each folder once, so that a loop ends.
-
-    Args:
-        folder: Where to look.
-
-    Returns:
-        Paths below `folder`, sorted by their text.
-    """
-    seen: set[tuple[int, int]] = set()
-    found: list[Path] = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        status = Path(place).stat()
-        key = (status.st_dev, status.st_ino)
-        if key in seen:
-            folders.clear()
-            continue
-        seen.add(key)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            path = Path(place) / name
-            if name.startswith(".") or path.suffix.lower() not in VIDEO_SUFFIXES:
-                continue
-            if not _is_text(str(path)):
-                log.warning("%r is left out: its name is not valid UTF-8; rename it", str(path))
-            elif not path.is_file():
-                log.warning("%s is left out: it is no file (a link that leads nowhere?)", path)
-            else:
-                found.append(path)
-    return sorted(found, key=lambda path: path.as_posix())
+SOURCES: dict[str, Callable[[Params, Paths], Listing]] = {
+    "demo": demo_source,
+    "folder": folder_source,
+    "voxceleb": voxceleb_source,
+    "faceforensics": faceforensics_source,
+}
+"""Entry of `acquire.sources` -> what lists its videos."""
 
 
 def identity_of(relative: Path, pattern: re.Pattern[str]) -> str:
@@ -221,39 +209,25 @@ def identity_of(relative: Path, pattern: re.Pattern[str]) -> str:
     return relative.parent.name or relative.stem
 
 
-def safe_ids(relative: Sequence[Path]) -> list[str]:
-    """Ids of `[A-Za-z0-9_-]`, unique also where upper and lower case are the same.
-
-    A name that cannot stand as it is gets a hash of its path at its end. No id ends in `_` and digits: that is how the
-    clips of a video are called.
-
-    Args:
-        relative: Paths below the source folder.
-
-    Returns:
-        One id each, in the same order; a path's id depends on the other paths only where two stems are equal.
-    """
-    stems = [re.sub(r"_(\d+)$", r"-\1", path.stem) for path in relative]
-    slugs = [re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:_MAX_ID_LENGTH].strip("-_") for stem in stems]
-    shared = Counter(slug.lower() for slug in slugs)
-    return [
-        slug if slug and slug == stem and shared[slug.lower()] == 1 else f"{slug or 'video'}-{_path_hash(path)}"
-        for path, stem, slug in zip(relative, stems, slugs, strict=True)
-    ]
-
-
-def checksum(path: Path) -> tuple[str, int]:
-    """SHA-256 and size in bytes of a file; ("", size) if it cannot be read."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), size
-    except OSError as error:
-        log.warning("%s cannot be read (%s); it is listed, and the crop refuses it", path, error)
-        return "", size
-
-
 # -- details -----------------------------------------------------------------------------------------------------------
+
+
+def _shared(names: Iterable[tuple[str, str]]) -> set[str]:
+    """Names (in lower case) that more than one dataset uses."""
+    pairs = {(name.lower(), dataset) for name, dataset in names}
+    counts = Counter(name for name, _ in pairs)
+    return {name for name, count in counts.items() if count > 1}
+
+
+def _with_splits(videos: list[SourceVideo], acquire: Acquire) -> list[SourceVideo]:
+    """Every video with a side; the source's own counts."""
+    split = split_identities([video.identity for video in videos if not video.split], acquire)
+    return [video if video.split else replace(video, split=split[video.identity]) for video in videos]
+
+
+def _row(v: SourceVideo, paths: Paths) -> tuple[str, ...]:
+    path = _stored_path(v.path, paths)
+    return v.video, path, v.dataset, v.identity, v.split, v.sha256, str(v.bytes), v.section, v.box
 
 
 def _identity_pattern(text: str) -> re.Pattern[str]:
@@ -305,18 +279,6 @@ def _stored_path(path: Path, paths: Paths) -> str:
         return absolute.as_posix()
 
 
-def _path_hash(path: Path) -> str:
-    return hashlib.sha256(path.as_posix().encode()).hexdigest()[:8]
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _write_manifest(path: Path, rows: Sequence[tuple[str, ...]]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8", newline="") as file:
@@ -332,9 +294,3 @@ def _read_note(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return note if isinstance(note, dict) else {}
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
