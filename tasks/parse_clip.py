@@ -13,6 +13,7 @@ import zarr
 from models.config import Parse
 from tasks import labels
 from tasks.labels import head_mask
+from tasks.quality import measure
 from tasks.segment import SegmentationError, segment
 from tasks.stores import array, open_store
 
@@ -59,7 +60,7 @@ def parse_clip(job: ParseJob) -> ParseRecord:
     with partial.open("wb") as file:
         np.save(file, class_ids)
     partial.replace(job.file)
-    return ParseRecord(code="", text="", measures={})
+    return ParseRecord(code="", text="", measures=measure(frames, class_ids, landmarks))
 
 
 def check_area(class_ids: np.ndarray) -> None:
