@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from flows.graph import project_root
-from flows.preset_files import parse_assignment, preset_names, preset_title, write_preset
+from flows.preset_files import parse_assignment, preset_names, preset_text, preset_title, write_preset
 from models.config import ConfigError
 
 
@@ -22,7 +23,19 @@ def preset(
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Take the videos below this directory instead of the demo's.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=0, help="With a folder: at most so many; 0: all.")] = None,
+    voxceleb_list: Annotated[
+        str | None, typer.Option("--voxceleb-list", metavar="PATH|URL", help="VoxCeleb's metadata list (CSV).")
+    ] = None,
+    voxceleb_videos: Annotated[
+        Path | None, typer.Option("--voxceleb-videos", help="VoxCeleb videos or crops you have: nothing is downloaded.")
+    ] = None,
+    faceforensics: Annotated[
+        Path | None, typer.Option("--faceforensics", help="Folder of FaceForensics or FaceForensics++.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=0, help="At most so many videos of the folder (or of VoxCeleb); 0: all."),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
     ] = None,
@@ -39,6 +52,8 @@ def preset(
       head3d preset local --folder ~/videos --limit 24
 
       head3d preset local --folder ~/videos --set crop.size_px=64 --set fusion.train.steps=500
+
+      head3d preset paper --voxceleb-list vox-metadata.csv --faceforensics ~/FaceForensics
     """
     console = Console(soft_wrap=True)
     if listing or name is None:
@@ -49,16 +64,10 @@ def preset(
         if name is None and not listing:
             raise typer.Exit(2)
         return
-    values: dict[str, Any] = {}
-    if folder is not None:
-        if not folder.expanduser().is_dir():
-            raise ConfigError(f"--folder {folder} is not a directory")
-        values |= {"acquire.sources": ["folder"], "acquire.folder.path": _portable(folder)}
+    values = _source_settings(name, folder, voxceleb_list, voxceleb_videos, faceforensics)
     values |= dict(parse_assignment(text) for text in settings or [])
     if limit is not None:
-        if folder is None and not values.get("acquire.folder.path"):
-            raise ConfigError("--limit counts the videos of a folder: give --folder too")
-        values["acquire.folder.limit"] = limit
+        values[_limit_key(name, values)] = limit
     root = project_root()
     changed = write_preset(name, root / "params.yaml", values)
     for line in changed:
@@ -66,6 +75,51 @@ def preset(
     console.print(
         f"params.yaml: {len(changed)} changed" if changed else "params.yaml: nothing changed", highlight=False
     )
+
+
+def _source_settings(
+    name: str, folder: Path | None, vox_list: str | None, vox_videos: Path | None, faceforensics: Path | None
+) -> dict[str, Any]:
+    """Settings of the options that name sources.
+
+    Raises:
+        ConfigError: A path does not lead anywhere.
+    """
+    values: dict[str, Any] = {}
+    folders = {
+        "folder": ("--folder", "acquire.folder.path", folder),
+        "voxceleb": ("--voxceleb-videos", "acquire.voxceleb.videos", vox_videos),
+        "faceforensics": ("--faceforensics", "acquire.faceforensics.path", faceforensics),
+    }
+    for option, key, path in folders.values():
+        if path is not None and not path.expanduser().is_dir():
+            raise ConfigError(f"{option} {path} is not a directory")
+        if path is not None:
+            values[key] = _portable(path)
+    if vox_list is not None:
+        is_url = vox_list.startswith(("http://", "https://"))
+        if not is_url and not Path(vox_list).expanduser().is_file():
+            raise ConfigError(f"--voxceleb-list {vox_list} is not a file (or a URL)")
+        values["acquire.voxceleb.metadata"] = vox_list if is_url else _portable(Path(vox_list))
+    named = [source for source in folders if any(key.startswith(f"acquire.{source}.") for key in values)]
+    own = yaml.safe_load(preset_text(name))["acquire"]["sources"]
+    if named and (folder is not None or not set(named) <= set(own)):
+        values["acquire.sources"] = named
+    return values
+
+
+def _limit_key(name: str, values: dict[str, Any]) -> str:
+    """What `--limit` counts.
+
+    Raises:
+        ConfigError: Nothing that has a limit.
+    """
+    sources = values.get("acquire.sources") or yaml.safe_load(preset_text(name))["acquire"]["sources"]
+    if values.get("acquire.folder.path"):
+        return "acquire.folder.limit"
+    if "voxceleb" in sources:
+        return "acquire.voxceleb.limit"
+    raise ConfigError("--limit counts the videos of a folder: give --folder too")
 
 
 def _portable(folder: Path) -> str:

@@ -34,6 +34,8 @@ class Check:
 
 def check_all(root: Path) -> list[Check]:
     """Every check of the machine and the project; a check that itself fails becomes a problem of its own."""
+    from flows.doctor_sources import check_source
+
     checks: list[Check] = []
     params: Params | None = None
     try:
@@ -201,39 +203,3 @@ def check_prefect() -> Iterable[Check]:
         yield Check("note", "Prefect", "head3d/full is paused: `prefect deployment resume head3d/full`")
     else:
         yield Check("ok", "Prefect", f"head3d/full is served at {url}")
-
-
-def check_source(root: Path, params: Params) -> Iterable[Check]:
-    """Whether the videos are still the ones in the manifest, which `dvc repro` does not look at."""
-    import pandas as pd
-
-    manifest = root / "data" / "raw" / "manifest.csv"
-    folder = root / params.acquire.folder.path
-    if "folder" in params.acquire.sources and not folder.is_dir():
-        yield Check("problem", "source", f"acquire.folder.path = {folder} is not a directory")
-        return
-    if not manifest.is_file():
-        yield Check("ok", "source", f"{', '.join(params.acquire.sources)}: not listed yet, `dvc repro` does it")
-        return
-    listed = pd.read_csv(manifest, dtype={"video": str, "path": str, "identity": str})
-    gone = [path for path, size in zip(listed["path"], listed["bytes"], strict=True) if not _same(root / path, size)]
-    new = _not_listed(root, params, set(listed["path"]))
-    if gone or new:
-        text = f"{len(gone)} videos of the manifest are gone or changed, {len(new)} are not in it"
-        yield Check("note", "source", f"{text}: `dvc repro --force --single-item acquire` lists them again")
-    else:
-        yield Check("ok", "source", f"{', '.join(params.acquire.sources)}: {len(listed)} videos, as in the manifest")
-
-
-def _same(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
-
-
-def _not_listed(root: Path, params: Params, listed: set[str]) -> list[str]:
-    """Videos of the source folder that the manifest does not have; none when it was limited."""
-    if "folder" not in params.acquire.sources or params.acquire.folder.limit:
-        return []
-    from tasks.source_files import find_videos
-
-    known = {(root / path).resolve() for path in listed}
-    return [str(path) for path in find_videos(root / params.acquire.folder.path) if path.resolve() not in known]

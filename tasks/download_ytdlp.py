@@ -56,7 +56,7 @@ class Source:
         folder: Where the finished files go.
         max_height_px: Of the stream; the nearest one is taken.
         cookies: Netscape cookie file of a browser session, or None.
-        ffmpeg: Path of ffmpeg: only the sections are fetched, cut exactly; None: the whole stream.
+        ffmpeg: Path of the ffmpeg on PATH: only the sections are fetched, cut exactly; None: the whole stream.
         socket_timeout_s: A server that is silent for so long has failed.
     """
 
@@ -191,7 +191,7 @@ def fetch(want: Want, source: Source, cancelled: Callable[[], bool]) -> dict[str
 
     staging = source.folder / STAGING / want.video_id
     staging.mkdir(parents=True, exist_ok=True)
-    names = list(want.sections)
+    before = _part_sizes(staging)
     with tempfile.TemporaryDirectory() as scratch:
         options = _options(want, source, staging, cancelled)
         if source.cookies is not None:  # yt-dlp writes the file back when it is done
@@ -201,18 +201,16 @@ def fetch(want: Want, source: Source, cancelled: Callable[[], bool]) -> dict[str
                 downloader.extract_info(want.url, download=True)
         except DownloadCancelledError:
             raise
-        except yt_dlp.utils.YoutubeDLError as error:
+        except Exception as error:  # yt-dlp's own, or an extractor's bug, which is no verdict either
             if cancelled():
                 raise DownloadCancelledError from None
-            raise DownloadTroubleError(_kind(error), _plain(str(error))) from None
-        except Exception as error:  # an extractor's bug is no verdict either
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-            raise DownloadTroubleError(
-                "disk" if full else "failed", _plain(f"{type(error).__name__}: {error}")
-            ) from None
+            if before and _part_sizes(staging) == before:  # nothing came: what is there may be what is wrong
+                shutil.rmtree(staging, ignore_errors=True)
+            raise DownloadTroubleError(_kind(error), _plain(str(error) or type(error).__name__)) from None
     files = sorted(path for path in staging.iterdir() if path.suffix not in (".part", ".ytdl") and path.stat().st_size)
     if not files:
         raise DownloadTroubleError("failed", "yt-dlp ended without an error and without a file")
+    names = list(want.sections)
     result = {}
     for path in files:
         if source.ffmpeg is None:
@@ -251,7 +249,7 @@ def _options(want: Want, source: Source, staging: Path, cancelled: Callable[[], 
         "cachedir": False,
         "updatetime": False,
         "fixup": "never",
-        "ffmpeg_location": source.ffmpeg or str(staging / "none"),
+        "js_runtimes": {"deno": {}, "node": {}, "bun": {}, "quickjs": {}},  # whichever is there
     }
     if source.ffmpeg:
         ranges = [
@@ -260,6 +258,7 @@ def _options(want: Want, source: Source, staging: Path, cancelled: Callable[[], 
         ]
         options["download_ranges"] = lambda _info, _downloader: ranges
         options["force_keyframes_at_cuts"] = True  # else a section begins at the key frame before it
+        options["external_downloader_args"] = {"ffmpeg_o": ["-crf", "17", "-an"]}  # that encodes it again: well
     return options
 
 
@@ -275,11 +274,17 @@ class _Silent:
 def _kind(error: Exception) -> Kind:
     import yt_dlp
 
-    cause = getattr(error, "exc_info", None)
-    inner = cause[1] if cause else None
-    if isinstance(inner, yt_dlp.utils.GeoRestrictedError):
-        return "private"
+    exc_info = getattr(error, "exc_info", None)
+    for each in (error, exc_info[1] if exc_info else None):
+        if isinstance(each, yt_dlp.utils.GeoRestrictedError):
+            return "private"
+        if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return "disk"
     return classify(str(error))
+
+
+def _part_sizes(staging: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in staging.glob("*.part")}
 
 
 def _plain(text: str) -> str:
