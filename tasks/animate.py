@@ -12,7 +12,7 @@ from models.config import Crop, Parse
 from tasks.crop_plan import Refused, plan_clips, square_around
 from tasks.device import choose_device
 from tasks.errors import StageError
-from tasks.faces import look_at
+from tasks.face_search import look_at
 from tasks.frames import spread_frames, to_uint8
 from tasks.labels import head_mask
 from tasks.progress import progress

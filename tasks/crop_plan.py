@@ -8,12 +8,16 @@ import cv2
 import numpy as np
 
 from models.config import Crop
-from tasks.faces import LINK_GAP_S, FrameTrack, Looks, face_size, interpolate, link, second_faces
+from tasks.faces import LINK_GAP_S, FrameTrack, Looks, Track, face_size, interpolate, link, overlap, second_faces
 
 SECOND_FACE_SHARE = 0.2
 """A second face in more than this share of a clip's looks refuses the clip; hands and patterns flicker below it."""
 HEAD_SHIFT = 0.1
 """The square's centre lies this share of the face's height above the box's: hair needs more room than the neck."""
+
+
+IN_BOX_SHARE = 0.5
+"""Of the smaller one of a face's box and the list's box must lie in the other for the face to be the list's."""
 
 
 class Refused(Exception):  # noqa: N818 - not an error: a verdict on a video
@@ -35,6 +39,11 @@ class Square:
     def to_crop(self, points: np.ndarray, size_px: int) -> np.ndarray:
         """Source pixels `(..., 2)` (x, y) in pixels of the crop of `size_px`; pixel centres are integers in both."""
         return (points - np.array([self.x0, self.y0]) + 0.5) * (size_px / self.side) - 0.5
+
+    @property
+    def box(self) -> np.ndarray:
+        """Its edges x0, y0, x1, y1, `(4,)`."""
+        return np.array([self.x0, self.y0, self.x0 + self.side, self.y0 + self.side], dtype=float)
 
     def cut(self, frame: np.ndarray, size_px: int) -> np.ndarray:
         """The square of a frame `(H, W, 3)`, area-filtered to `(size_px, size_px, 3)`; outside, the edge goes on."""
@@ -65,7 +74,15 @@ class Plan:
     track: FrameTrack
 
 
-def plan_clips(looks: Looks, fps: float, width: int, height: int, crop: Crop) -> Plan:
+def plan_clips(
+    looks: Looks,
+    fps: float,
+    width: int,
+    height: int,
+    crop: Crop,
+    count: int | None = None,
+    box: np.ndarray | None = None,
+) -> Plan:
     """Choose the face, the clips and the square.
 
     Args:
@@ -74,6 +91,9 @@ def plan_clips(looks: Looks, fps: float, width: int, height: int, crop: Crop) ->
         width: Of the source, pixels.
         height: The same.
         crop: The settings.
+        count: Clips at most; None: `crop.clips_per_video`.
+        box: `(4,)` x0, y0, x1, y1 in source pixels, as a list names it: the face in it is followed, the square is made
+            of it, and other faces only count where the square shows them. None: the largest, longest seen face.
 
     Returns:
         The plan, with at least one clip.
@@ -91,7 +111,7 @@ def plan_clips(looks: Looks, fps: float, width: int, height: int, crop: Crop) ->
             f"no face in any of the {len(looks.faces)} frames looked at (MTCNN, probability at least "
             f"{crop.min_confidence:g}, at least 1/8 of the frame's shorter side)",
         )
-    main = tracks[0]
+    main = tracks[0] if box is None else _in_box(tracks, box)
     face_px = float(np.median(face_size(np.array(main.boxes))))
     if face_px < crop.min_face_px:
         raise Refused("too_small", f"the face measures {face_px:.0f} px, the least is {crop.min_face_px} px")
@@ -103,7 +123,8 @@ def plan_clips(looks: Looks, fps: float, width: int, height: int, crop: Crop) ->
     clear = starts[_share(seen, starts, length, looks.every) >= crop.min_detected_fraction]
     if not len(clear):
         raise _hardly_seen(len(main.looks), looks, crop)
-    crowded = second_faces(main, looks, crop.second_face_ratio)
+    around = None if box is None else square_of_box(box, track.boxes, width, height).box
+    crowded = second_faces(main, looks, crop.second_face_ratio, around)
     alone = clear[_share(crowded, clear, length, looks.every) <= SECOND_FACE_SHARE]
     if not len(alone):
         raise Refused(
@@ -111,9 +132,11 @@ def plan_clips(looks: Looks, fps: float, width: int, height: int, crop: Crop) ->
             f"another face of at least {crop.second_face_ratio:g} times the main one's size in "
             f"{crowded.sum()} of the {len(main.looks)} looks at it",
         )
-    chosen = spread(alone, length, crop.clips_per_video)
-    shown = np.concatenate([np.arange(start, start + length) for start in chosen]) - track.first
-    return Plan(chosen, square_around(track.boxes[shown], width, height, crop.margin), track)
+    chosen = spread(alone, length, crop.clips_per_video if count is None else count)
+    shown = track.boxes[np.concatenate([np.arange(start, start + length) for start in chosen]) - track.first]
+    if box is None:
+        return Plan(chosen, square_around(shown, width, height, crop.margin), track)
+    return Plan(chosen, square_of_box(box, shown, width, height), track)
 
 
 def spread(starts: np.ndarray, length: int, count: int) -> list[int]:
@@ -156,18 +179,57 @@ def square_around(boxes: np.ndarray, width: int, height: int, margin: float) -> 
     Returns:
         The square, in whole pixels.
     """
-    limits = np.array([width, height])
-    low = np.clip(boxes[:, :2].min(axis=0), 0, limits)
-    high = np.clip(boxes[:, 2:].max(axis=0), 0, limits)
+    low, high = _union(boxes, width, height)
     union = float((high - low).max())
-    wanted = union * (1 + 2 * margin)
-    side = max(2, round(wanted if wanted <= limits.min() else max(float(limits.min()), union)))
     centre = (low + high) / 2
     centre[1] -= HEAD_SHIFT * float(np.median(boxes[:, 3] - boxes[:, 1]))
+    return _placed(centre, union * (1 + 2 * margin), union, width, height)
+
+
+def square_of_box(box: np.ndarray, faces: np.ndarray, width: int, height: int) -> Square:
+    """The square of a list's box: about its centre, with its longer side, and larger where a face would stick out.
+
+    Moved, shrunk or reaching beyond the frame as in `square_around`.
+
+    Args:
+        box: `(4,)`, source pixels; need not be square, may reach outside.
+        faces: Face boxes of the clips, `(T, 4)`.
+        width: Of the source, pixels.
+        height: The same.
+
+    Returns:
+        The square, in whole pixels.
+    """
+    low, high = _union(faces, width, height)
+    centre = (box[:2] + box[2:]) / 2
+    needed = 2 * float(np.maximum(high - centre, centre - low).max())
+    return _placed(centre, max(float((box[2:] - box[:2]).max()), needed), float((high - low).max()), width, height)
+
+
+def _union(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    limits = np.array([width, height])
+    return np.clip(boxes[:, :2].min(axis=0), 0, limits), np.clip(boxes[:, 2:].max(axis=0), 0, limits)
+
+
+def _placed(centre: np.ndarray, wanted: float, least: float, width: int, height: int) -> Square:
+    """A square of the `wanted` side about `centre`, moved into the frame or shrunk to it, but not below `least`."""
+    limits = np.array([width, height])
+    side = max(2, round(wanted if wanted <= limits.min() else max(float(limits.min()), least)))
     corner = np.round(centre - side / 2).astype(int)
     room = limits - side
     x0, y0 = (int(np.clip(c, 0, r)) if r >= 0 else int(r // 2) for c, r in zip(corner, room, strict=True))
     return Square(x0, y0, side)
+
+
+def _in_box(tracks: list[Track], box: np.ndarray) -> Track:
+    """The longest and largest face of those that lie in the list's box for most of their time."""
+    for track in tracks:
+        area = float(np.prod(box[2:] - box[:2]))
+        inside = [overlap(found, box) / max(min(float(face_size(found)) ** 2, area), 1e-9) for found in track.boxes]
+        if np.median(inside) >= IN_BOX_SHARE:
+            return track
+    text = ", ".join(f"{value:.0f}" for value in box)
+    raise Refused("not_in_box", f"{len(tracks)} faces were followed, none of them in the list's box ({text} px)")
 
 
 def _share(marks: np.ndarray, starts: np.ndarray, length: int, every: int) -> np.ndarray:

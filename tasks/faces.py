@@ -1,19 +1,13 @@
-"""Where the face is in every frame: MTCNN on some frames, linked into tracks, interpolated between them."""
+"""Where the face is in every frame: what was seen in some frames, linked into tracks, interpolated between them."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
-import torch
-from facenet_pytorch import MTCNN
 
-SMALLEST_FACE = 1 / 8
-"""MTCNN's search starts at this share of the frame's shorter side (design: H // 8); halving it doubles the time."""
-MIN_MTCNN_PX = 12
 LINK_IOU = 0.2
 """Boxes of one face in neighbouring looks overlap at least this much; a head that turns fast still reaches 0.4."""
 LINK_GAP_S = 1.0
@@ -21,10 +15,14 @@ LINK_GAP_S = 1.0
 CUT_SUDDEN, CUT_TIMES, CUT_SURE = 20.0, 4.0, 60.0
 """Mean grey difference (of 255) between 16 x 16 thumbnails of neighbouring looks that means another shot: above the
 first and so many times its neighbourhood's median, or above the last in any case. Heads that fill the frame and move
-fast reach 28 among neighbours of 10 to 26; cuts in the videos seen lie above 120."""
+fast reach 28 among neighbours of 10 to 26 from look to look and 23 among 10 from frame to frame; a hand that is raised
+reaches 16; cuts in the videos seen lie above 100."""
 CUT_NEIGHBOURS = 5
 SAME_FACE_OVERLAP = 0.5
 """A detection covered this much by the main face's box is a second look at the same face."""
+
+SHOWN_SHARE = 0.2
+"""A face that lies less than this in a square is not seen there."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,17 @@ class Looks:
         frames: How many frames the video has (as far as it was read).
         faces: One entry per look.
         change: Mean grey difference of each look to the one before (0 for the first).
+        breaks: Frames that begin another shot.
+        exact: Every frame was looked at for cuts and `breaks` has all of them; else `change` tells between which looks
+            one lies.
     """
 
     every: int
     frames: int = 0
     faces: list[Faces] = field(default_factory=list)
     change: list[float] = field(default_factory=list)
+    breaks: set[int] = field(default_factory=set)
+    exact: bool = False
 
 
 @dataclass(eq=False)
@@ -101,68 +104,28 @@ def face_size(boxes: np.ndarray) -> np.ndarray:
     return np.sqrt(np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1))
 
 
-def look_at(batches: Iterable[np.ndarray], source_width: int, every: int, min_confidence: float) -> Looks:
-    """Detect the faces in frames that were sampled from a video.
-
-    Args:
-        batches: `(n, H, W, 3)` uint8 RGB, every `every`-th frame in order, shrunk or not.
-        source_width: Width in pixels of the video itself, which the results refer to.
-        every: The sampling.
-        min_confidence: Detections below are dropped.
-
-    Returns:
-        The looks; `frames` is what they show for sure, one more than the last look's index.
-    """
-    looks = Looks(every)
-    last: np.ndarray | None = None
-    for batch in batches:
-        for frame, faces in zip(batch, detect(batch, min_confidence), strict=True):
-            thumbnail = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (16, 16), interpolation=cv2.INTER_AREA)
-            looks.change.append(0.0 if last is None else float(np.abs(thumbnail.astype(float) - last).mean()))
-            last = thumbnail
-            scale = source_width / frame.shape[1]
-            looks.faces.append(
-                Faces(
-                    (faces.boxes + 0.5) * scale - 0.5,  # pixel centres are integers
-                    (faces.landmarks + 0.5) * scale - 0.5,
-                    faces.probability,
-                )
-            )
-    looks.frames = max(0, (len(looks.faces) - 1) * every + 1)
-    return looks
-
-
 def cuts(looks: Looks) -> set[int]:
     """Looks that belong to another shot than the look before."""
+    return (set() if looks.exact else sudden(looks.change)) | {-(-frame // looks.every) for frame in looks.breaks}
+
+
+def sudden(changes: Sequence[float]) -> set[int]:
+    """Where pictures change far more than around it.
+
+    Args:
+        changes: Mean grey difference (of 255) of each picture to the one before; the first says nothing.
+
+    Returns:
+        Positions in `changes`.
+    """
     found = set()
-    for index in range(1, len(looks.change)):
-        around = looks.change[max(1, index - CUT_NEIGHBOURS) : index] + looks.change[index + 1 :][:CUT_NEIGHBOURS]
+    for index in range(1, len(changes)):
+        around = [*changes[max(1, index - CUT_NEIGHBOURS) : index], *changes[index + 1 :][:CUT_NEIGHBOURS]]
         usual = float(np.median(around)) if around else 0.0
-        change = looks.change[index]
+        change = changes[index]
         if change > CUT_SURE or (change > CUT_SUDDEN and change > CUT_TIMES * usual):
             found.add(index)
     return found
-
-
-def detect(frames: np.ndarray, min_confidence: float) -> list[Faces]:
-    """Faces in a batch of frames of one size.
-
-    Args:
-        frames: `(n, H, W, 3)` uint8 RGB.
-        min_confidence: Detections below are dropped.
-
-    Returns:
-        One `Faces` per frame, in pixels of these frames.
-    """
-    model = _mtcnn()
-    model.min_face_size = max(MIN_MTCNN_PX, int(min(frames.shape[1:3]) * SMALLEST_FACE))
-    try:
-        boxes, probabilities, landmarks = model.detect(frames, landmarks=True)
-    except (RuntimeError, ValueError, IndexError):  # facenet-pytorch trips over degenerate proposals of single frames
-        if len(frames) == 1:
-            return [_no_faces()]
-        return [detect(frame[None], min_confidence)[0] for frame in frames]
-    return [_kept(*found, min_confidence) for found in zip(boxes, probabilities, landmarks, strict=True)]
 
 
 def link(looks: Looks, gap_looks: int) -> list[Track]:
@@ -182,7 +145,7 @@ def link(looks: Looks, gap_looks: int) -> list[Track]:
         ended = [track for track in active if index in new_shots or index - track.looks[-1] > gap_looks]
         finished += ended
         active = [track for track in active if track not in ended]
-        overlaps = np.array([[_iou(track.boxes[-1], box) for box in faces.boxes] for track in active])
+        overlaps = np.array([[box_iou(track.boxes[-1], box) for box in faces.boxes] for track in active])
         free = set(range(len(faces.boxes)))
         while overlaps.size and overlaps.max() >= LINK_IOU:
             t, f = (int(i) for i in np.unravel_index(overlaps.argmax(), overlaps.shape))
@@ -199,6 +162,9 @@ def link(looks: Looks, gap_looks: int) -> list[Track]:
 def interpolate(track: Track, looks: Looks) -> FrameTrack:
     """The track at every frame: linear between looks, constant from the last one to the next that would have come.
 
+    It ends before a frame that is known to begin another shot, and at its last look where the next one shows another
+    shot: where between the two the cut lies is not known then.
+
     Args:
         track: One of `link`'s.
         looks: What it was made from.
@@ -208,6 +174,12 @@ def interpolate(track: Track, looks: Looks) -> FrameTrack:
     """
     at = np.array(track.looks) * looks.every
     last = min(at[-1] + looks.every - 1, looks.frames - 1)
+    breaks = sorted(looks.breaks)
+    position = bisect_right(breaks, at[-1])
+    if position < len(breaks):
+        last = min(last, breaks[position] - 1)
+    elif track.looks[-1] + 1 in cuts(looks):
+        last = at[-1]
     frames = np.arange(at[0], last + 1)
 
     def fill(values: list[np.ndarray] | list[float]) -> np.ndarray:
@@ -222,13 +194,14 @@ def interpolate(track: Track, looks: Looks) -> FrameTrack:
     )
 
 
-def second_faces(track: Track, looks: Looks, ratio: float) -> np.ndarray:
+def second_faces(track: Track, looks: Looks, ratio: float, around: np.ndarray | None = None) -> np.ndarray:
     """In which looks another face of at least `ratio` times the main face's size is there.
 
     Args:
         track: The main face.
         looks: What was seen.
         ratio: Of the sides (not the areas).
+        around: `(4,)`: only faces that this box shows (`SHOWN_SHARE`) count; None: all.
 
     Returns:
         `(looks,)` bool; False where the main face itself is not seen.
@@ -237,29 +210,10 @@ def second_faces(track: Track, looks: Looks, ratio: float) -> np.ndarray:
     for index, main in zip(track.looks, track.boxes, strict=True):
         for box in looks.faces[index].boxes:
             area = max(float(face_size(box)) ** 2, 1e-9)
-            other = _intersection(main, box) / area < SAME_FACE_OVERLAP
-            crowded[index] |= bool(other and face_size(box) >= ratio * face_size(main))
+            other = overlap(main, box) / area < SAME_FACE_OVERLAP
+            shown = around is None or overlap(box, around) > SHOWN_SHARE * face_size(box) ** 2
+            crowded[index] |= bool(other and shown and face_size(box) >= ratio * face_size(main))
     return crowded
-
-
-@functools.cache
-def _mtcnn() -> MTCNN:
-    """Loaded once per process; its weights come with facenet-pytorch."""
-    return MTCNN(keep_all=True, device=torch.device("cpu")).eval()
-
-
-def _no_faces() -> Faces:
-    return Faces(np.zeros((0, 4)), np.zeros((0, 5, 2)), np.zeros(0))
-
-
-def _kept(boxes: np.ndarray | None, probability: np.ndarray, landmarks: np.ndarray, least: float) -> Faces:
-    if boxes is None:
-        return _no_faces()
-    probability = np.asarray(probability, dtype=np.float64)
-    sure = probability >= least
-    # Its landmarks count from the pixel's edge, ours from its centre (mirrored pictures show the difference).
-    points = np.asarray(landmarks, dtype=np.float64)[sure] - 0.5
-    return Faces(np.asarray(boxes, dtype=np.float64)[sure], points, probability[sure])
 
 
 def _append(track: Track, index: int, faces: Faces, f: int) -> None:
@@ -269,10 +223,12 @@ def _append(track: Track, index: int, faces: Faces, f: int) -> None:
     track.probability.append(float(faces.probability[f]))
 
 
-def _intersection(a: np.ndarray, b: np.ndarray) -> float:
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Area that two boxes `(4,)` share."""
     return float(np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)))
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    common = _intersection(a, b)
+def box_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes `(4,)`."""
+    common = overlap(a, b)
     return common / max(float(face_size(a)) ** 2 + float(face_size(b)) ** 2 - common, 1e-9)

@@ -66,11 +66,11 @@ def probe(path: str | Path) -> VideoInfo:
     Raises:
         VideoError: The file is missing, empty, no video, or its first frame cannot be decoded.
     """
-    path = _existing(path)
+    path = existing_file(path)
     try:
         with av.open(str(path)) as container:
-            stream = _video_stream(container, path)
-            frame = next(_decoded(container, stream), None)
+            stream = video_stream(container, path)
+            frame = next(decoded_frames(container, stream), None)
             if frame is None:
                 raise VideoError("unreadable", f"{path.name}: no frame of it can be decoded")
             rate = stream.average_rate or stream.guessed_rate
@@ -124,7 +124,7 @@ def iterate_frames(
         scale = long_side_px / max(size)
         size = (max(1, round(info.width * scale)), max(1, round(info.height * scale)))
     batch: list[np.ndarray] = []
-    for frame in _frames(_existing(path), info, start, stop, every):
+    for frame in _frames(existing_file(path), info, start, stop, every):
         batch.append(_resized(frame, size))
         if len(batch) == BATCH_FRAMES:
             yield np.stack(batch)
@@ -217,7 +217,7 @@ def _pyav_frames(path: Path, info: VideoInfo, start: int, stop: int | None, ever
         return
     try:
         with av.open(str(path)) as container:
-            for index, frame in enumerate(_decoded(container, _video_stream(container, path))):
+            for index, frame in enumerate(decoded_frames(container, video_stream(container, path))):
                 if stop is not None and index >= stop:
                     return
                 if index >= start and (index - start) % every == 0:
@@ -227,7 +227,7 @@ def _pyav_frames(path: Path, info: VideoInfo, start: int, stop: int | None, ever
         return
 
 
-def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def decoded_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Every frame that can be decoded; a broken packet costs itself only, a broken container ends the video."""
     stream.codec_context.thread_count = 1
     packets = container.demux(stream)
@@ -244,7 +244,12 @@ def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> 
         yield from stream.codec_context.decode(None)
 
 
-def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+def video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    """The container's main video stream.
+
+    Raises:
+        VideoError: There is none.
+    """
     stream = container.streams.best("video")
     if not isinstance(stream, av.VideoStream):
         raise VideoError("unreadable", f"{path.name} holds no video stream")
@@ -257,7 +262,12 @@ def _pixel_aspect(stream: av.VideoStream) -> Fraction:
     return aspect if aspect and Fraction(1, 4) <= aspect <= 4 else Fraction(1)
 
 
-def _existing(path: str | Path) -> Path:
+def existing_file(path: str | Path) -> Path:
+    """`path`, if a file with content is there.
+
+    Raises:
+        VideoError: Missing or empty.
+    """
     path = Path(path)
     if not path.is_file():
         raise VideoError("missing", f"{path.name} is not there any more; put it back or run the stage `acquire` again")

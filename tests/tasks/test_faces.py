@@ -9,7 +9,8 @@ import pytest
 
 from models.config import Demo
 from tasks.demo import DemoJob, render
-from tasks.faces import Faces, Looks, cuts, detect, face_size, interpolate, link, look_at, second_faces
+from tasks.face_search import detect, look_at
+from tasks.faces import Faces, Looks, cuts, face_size, interpolate, link, second_faces
 from tests.tasks.videos import face
 
 
