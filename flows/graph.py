@@ -17,11 +17,13 @@ from typing import Any
 
 import yaml
 
+from tasks.source_code import NOT_RESULTS
+
 PACKAGES = ("tasks", "models")
 """Packages whose files can be code dependencies; `flows` only runs them."""
 
-NOT_CODE = frozenset({"models/config.py", "tasks/paths.py", "tasks/progress.py", "tasks/errors.py"})
-"""Files that never change a result: settings count by their values, the others carry names and messages."""
+NOT_CODE = NOT_RESULTS
+"""Files that never change a result: settings count by their values, the others carry names, messages and processes."""
 
 
 @dataclass(frozen=True)

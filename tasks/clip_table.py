@@ -37,13 +37,15 @@ SCHEMA = pa.schema(
         ("status", pa.string()),  # ok | rejected | error
         ("reason", pa.string()),  # empty, or a code
         ("detail", pa.string()),  # a sentence
+        ("key", pa.string()),  # what the video's clips follow from, settings and code left out
+        ("digest", pa.string()),  # of the clip's arrays in the store; empty: none
     ]
 )
 NOTHING: dict[str, Any] = {
     **dict.fromkeys(("row", "segment", "start_frame", "end_frame"), -1),
     **dict.fromkeys(("source_width", "source_height"), 0),
     **dict.fromkeys(("fps", "box_x0", "box_y0", "box_x1", "box_y1", "face_px"), float("nan")),
-    **dict.fromkeys(("status", "reason", "detail"), ""),
+    **dict.fromkeys(("status", "reason", "detail", "key", "digest"), ""),
 }
 """What a row says where there is nothing to say."""
 

@@ -20,7 +20,7 @@ from tasks.device import choose_device
 from tasks.geometry_check import check_stage1
 from tasks.paths import Paths
 from tasks.progress import progress
-from tasks.stores import array, geometry_arrays, open_or_create, open_store, read_fingerprint, write_rows
+from tasks.stores import array, finish_store, geometry_arrays, open_or_create, open_store, read_fingerprint, write_rows
 from tasks.training import Training, is_finished, load_weights, train, write_losses
 
 
@@ -180,7 +180,7 @@ def store_geometry(params: Params, paths: Paths, fingerprint: str, device: torch
     rows, length, size = frames.shape[0], frames.shape[1], frames.shape[2]
     shard = params.crop.shard_clips
     specs = geometry_arrays(length, size)
-    group = open_or_create(paths.geometry, specs, rows, shard, fingerprint)
+    group = open_or_create(paths.geometry, specs, rows, shard, fingerprint, params.runtime.stores)
     done = np.asarray(array(group, "done")[:])
     wanted = set(table["row"].tolist())
     with progress("geometry.zarr", len(wanted), "clip", initial=int(done.sum())) as bar:
@@ -200,6 +200,7 @@ def store_geometry(params: Params, paths: Paths, fingerprint: str, device: torch
                 marks[row - first] = 1
                 bar.update()
             write_rows(group, first, values, marks)
+    finish_store(paths.geometry, group)
     return len(wanted)
 
 

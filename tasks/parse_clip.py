@@ -12,6 +12,7 @@ import zarr
 
 from models.config import Parse
 from tasks import labels
+from tasks.disk import save_arrays
 from tasks.labels import head_mask
 from tasks.quality import measure
 from tasks.segment import SegmentationError, segment
@@ -56,10 +57,7 @@ def parse_clip(job: ParseJob) -> ParseRecord:
         check_area(class_ids)
     except SegmentationError as error:
         return ParseRecord(code=error.code, text=str(error), measures={})
-    partial = job.file.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.save(file, class_ids)
-    partial.replace(job.file)
+    save_arrays(job.file, labels=class_ids[None])
     return ParseRecord(code="", text="", measures=measure(frames, class_ids, landmarks))
 
 

@@ -107,14 +107,14 @@ def test_killed_and_resumed_equals_a_run_in_one_go(parsed: Paths, tmp_path: Path
     code = (
         "import sys, time; from pathlib import Path; from tasks import parse; from tasks.paths import Paths; "
         "from tests.tasks.rendered import parse_params; "
-        "keep = parse._Shards.add; "  # slowed down, so that it is killed in the middle
-        "parse._Shards.add = lambda *given: (keep(*given), time.sleep(0.15)); "
+        "keep = parse.Spool.add; "  # slowed down, so that it is killed in the middle
+        "parse.Spool.add = lambda *given: (keep(*given), time.sleep(0.15)); "
         "parse.run(parse_params(runtime={'workers': 1}), Paths(Path(sys.argv[1])), 'first')"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(paths.data)], cwd=ROOT, start_new_session=True)
     try:
         deadline = time.monotonic() + 60
-        while not list(paths.masks.glob(".spool/*.npy")) and process.poll() is None and time.monotonic() < deadline:
+        while not list(paths.masks.glob(".spool/*.json")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
