@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -86,18 +86,17 @@ def download(
     crew = _Crew(wants, source, pace)
     failed = 0
     dead: list[Want] = []
-    for want, result in crew.results():
-        on_result(want, result)
-        if result.status == "throttled":
-            return crew.stop("throttled", result.detail)
-        failed = failed + 1 if result.status == "failed" else 0
-        dead = [*dead, want] if result.status == "dead" else []
-        if failed >= FAILED_IN_A_ROW:
-            return crew.stop("suspicious", f"{failed} videos in a row failed, the last one so: {result.detail}")
-        if len(dead) >= DEAD_IN_A_ROW:
-            for each in dead:
-                on_result(each, None)
-            return crew.stop("suspicious", f"{len(dead)} videos in a row are said to be gone: {result.detail}")
+    with contextlib.closing(crew.results()) as results:
+        for want, result in results:
+            on_result(want, result)
+            failed = failed + 1 if result.status == "failed" else 0
+            dead = [*dead, want] if result.status == "dead" else []
+            if failed >= FAILED_IN_A_ROW:
+                return crew.stop("suspicious", f"{failed} videos in a row failed, the last one so: {result.detail}")
+            if len(dead) >= DEAD_IN_A_ROW:
+                for each in dead:
+                    on_result(each, None)
+                return crew.stop("suspicious", f"{len(dead)} videos in a row are said to be gone: {result.detail}")
     return crew.stopped
 
 
@@ -131,7 +130,7 @@ class _Crew:
         self._since: dict[str, float] = {}
         self.stopped: Stopped | None = None
 
-    def results(self) -> Iterator[tuple[Want, Result]]:
+    def results(self) -> Generator[tuple[Want, Result], None, None]:
         """Results as they come; leaving the loop, however that happens, stops the threads."""
         threads = [
             threading.Thread(target=self._work, daemon=True, name=f"download-{index}")
@@ -201,6 +200,8 @@ class _Crew:
                 detail = str(trouble)
                 if trouble.kind in ("dead", "private", "throttled"):
                     self._offline = 0
+                    if trouble.kind == "throttled":
+                        self.stop("throttled", detail)  # here, before another video is asked for
                     return Result(trouble.kind, detail, {})
                 if trouble.kind == "disk":
                     self.stop("disk", detail)

@@ -160,6 +160,11 @@ def _from_downloads(
     return _finished(chosen, status_of, videos, folder, figures)
 
 
+def find_ffmpeg() -> str | None:
+    """The ffmpeg that yt-dlp will find."""
+    return shutil.which("ffmpeg")
+
+
 def _download_source(settings: VoxCeleb, folder: Path, paths: Paths) -> Source:
     cookies = None
     if settings.cookies:
@@ -171,7 +176,7 @@ def _download_source(settings: VoxCeleb, folder: Path, paths: Paths) -> Source:
             )
     videos = folder / "videos"
     videos.mkdir(exist_ok=True)
-    return Source(videos, settings.max_height_px, cookies, shutil.which("ffmpeg"), SOCKET_TIMEOUT_S)
+    return Source(videos, settings.max_height_px, cookies, find_ffmpeg(), SOCKET_TIMEOUT_S)
 
 
 def _reconcile(status: StatusFile, chosen: Sequence[Chosen], source: Source) -> None:

@@ -79,11 +79,7 @@ def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
     if how == "hang":
         time.sleep(3)
         return
-    data = video_bytes(int(video[4:9]) if video[4:9].isdigit() else 0)
-    if how == "garbage":
-        data = b"this is no video" * 500
-    if how == "short":
-        data = video_bytes(1, 12)
+    data = _content(video, how)
     first = 0
     if asked := handler.headers.get("Range"):
         site.ranges.append(asked)
@@ -98,17 +94,28 @@ def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
     if asked:
         handler.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
     handler.end_headers()
-    if handler.command == "HEAD":
-        return
+    if handler.command != "HEAD":
+        _send(handler, data[first:], how, site.asked[video])
+
+
+def _content(video: str, how: str) -> bytes:
+    if how == "garbage":
+        return b"this is no video" * 500
+    if how == "short":
+        return video_bytes(1, 12)
+    return video_bytes(int(video[4:9]) if video[4:9].isdigit() else 0)
+
+
+def _send(handler: BaseHTTPRequestHandler, data: bytes, how: str, times: int) -> None:
     if how == "slow":
-        for position in range(first, len(data), 256):
+        for position in range(0, len(data), 256):
             handler.wfile.write(data[position : position + 256])
             handler.wfile.flush()
-            time.sleep(0.05)
-    elif how == "cut" and site.asked[video] < 3:  # the connection ends in the middle, until somebody comes back
-        handler.wfile.write(data[first : first + (len(data) - first) // 2])
+            time.sleep(0.2)
+    elif how == "cut" and times < 3:  # the connection ends in the middle, until somebody comes back
+        handler.wfile.write(data[: len(data) // 2])
     else:
-        handler.wfile.write(data[first:])
+        handler.wfile.write(data)
 
 
 @contextlib.contextmanager
@@ -120,7 +127,7 @@ def serve() -> Iterator[Site]:
             with contextlib.suppress(ConnectionError):
                 _answer(self, site)
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
