@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -31,3 +32,16 @@ def misbehave(job: dict[str, Any]) -> str:
 def announce_and_sleep(folder: str) -> None:
     Path(folder, str(os.getpid())).touch()
     time.sleep(600)
+
+
+def own_pid(_job: int) -> int:
+    return os.getpid()
+
+
+def disk_full(_job: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+
+def sees_nothing(_token: str) -> dict[str, Any]:
+    """What a Dask worker of a machine without the shared folder would say."""
+    return {"sees": False, "writes": False, "code": ""}
