@@ -39,6 +39,11 @@ def check_source(root: Path, params: Params) -> Iterable[Check]:
         yield Check("ok", "source", f"{', '.join(sources)}: not listed yet, `dvc repro` does it")
         return
     listed = pd.read_csv(manifest, dtype={"video": str, "path": str, "identity": str})
+    if not set(listed["dataset"]) <= set(sources):
+        yield Check(
+            "note", "source", f"the manifest has other sources than {', '.join(sources)}: `dvc repro` lists anew"
+        )
+        return
     gone = [path for path, size in zip(listed["path"], listed["bytes"], strict=True) if not _same(root / path, size)]
     new = _not_listed(root, params, set(listed["path"]))
     if gone or new:

@@ -182,6 +182,7 @@ def fetch(want: Want, source: Source, cancelled: Callable[[], bool]) -> dict[str
 
     Returns:
         Name of a section -> its file in `source.folder`; without ffmpeg one file, under the video's id, which has all.
+        With it, a section that begins after the video's end has none.
 
     Raises:
         DownloadTroubleError: It did not work.
@@ -198,7 +199,7 @@ def fetch(want: Want, source: Source, cancelled: Callable[[], bool]) -> dict[str
             options["cookiefile"] = shutil.copy(source.cookies, Path(scratch) / "cookies.txt")
         try:
             with yt_dlp.YoutubeDL(options) as downloader:
-                downloader.extract_info(want.url, download=True)
+                info = downloader.extract_info(want.url, download=True) or {}
         except DownloadCancelledError:
             raise
         except Exception as error:  # yt-dlp's own, or an extractor's bug, which is no verdict either
@@ -208,7 +209,7 @@ def fetch(want: Want, source: Source, cancelled: Callable[[], bool]) -> dict[str
                 shutil.rmtree(staging, ignore_errors=True)
             raise DownloadTroubleError(_kind(error), _plain(str(error) or type(error).__name__)) from None
     files = sorted(path for path in staging.iterdir() if path.suffix not in (".part", ".ytdl") and path.stat().st_size)
-    if not files:
+    if not files and (source.ffmpeg is None or _ranges(want, info)):
         raise DownloadTroubleError("failed", "yt-dlp ended without an error and without a file")
     names = list(want.sections)
     result = {}
@@ -252,14 +253,20 @@ def _options(want: Want, source: Source, staging: Path, cancelled: Callable[[], 
         "js_runtimes": {"deno": {}, "node": {}, "bun": {}, "quickjs": {}},  # whichever is there
     }
     if source.ffmpeg:
-        ranges = [
-            {"start_time": start, "end_time": end, "index": index}
-            for index, (start, end) in enumerate(want.sections.values())
-        ]
-        options["download_ranges"] = lambda _info, _downloader: ranges
+        options["download_ranges"] = lambda info, _downloader: _ranges(want, info)
         options["force_keyframes_at_cuts"] = True  # else a section begins at the key frame before it
         options["external_downloader_args"] = {"ffmpeg_o": ["-crf", "17", "-an"]}  # that encodes it again: well
     return options
+
+
+def _ranges(want: Want, info: dict[str, Any]) -> list[dict[str, float]]:
+    """The sections in yt-dlp's form; without those after the end of a video that is shorter than it was."""
+    duration = info.get("duration") or float("inf")
+    return [
+        {"start_time": start, "end_time": end, "index": index}
+        for index, (start, end) in enumerate(want.sections.values())
+        if start < duration
+    ]
 
 
 class _Silent:

@@ -37,7 +37,8 @@ STEPS = """FaceForensics is handed out by its authors only:
      the script download-FaceForensics.py (it may take a week);
   2. python download-FaceForensics.py FOLDER -d original -c c23 -t videos
      (the originals alone, lightly compressed; add --server EU2 if the first server does not answer);
-  3. head3d preset paper --faceforensics FOLDER   (sets acquire.faceforensics.path)
+  3. set acquire.faceforensics.path: FOLDER in params.yaml, or write it together with the rest:
+     head3d preset paper --voxceleb-list LIST --faceforensics FOLDER
 Without it: take faceforensics out of acquire.sources."""
 
 

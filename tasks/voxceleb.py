@@ -276,7 +276,8 @@ def _entries(want: Want, result: Result | None, clips: dict[str, Clip], source: 
         elif key in result.files:
             entries.append(_judged(clips[key], result.files[key], "cut", limit))
         else:
-            entries.append(Entry(key, want.video_id, "bad_video", max_height_px=limit, detail="no such section came"))
+            detail = "the video ends before the section"
+            entries.append(Entry(key, want.video_id, "bad_video", max_height_px=limit, detail=detail))
     return entries
 
 

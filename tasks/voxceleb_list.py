@@ -39,7 +39,7 @@ _BOX = re.compile(r"(-?[0-9]{1,6})-(-?[0-9]{1,6})-(-?[0-9]{1,6})-(-?[0-9]{1,6})"
 WHERE_FROM = (
     "the list comes with the public preprocessing of the First Order Motion Model (file vox-metadata.csv of the GitHub "
     "repository AliaksandrSiarohin/video-preprocessing); set acquire.voxceleb.metadata to its path or to the URL of "
-    "the raw file: `head3d preset paper --voxceleb-list PATH_OR_URL`"
+    "the raw file, for example by `head3d preset paper --voxceleb-list PATH_OR_URL --faceforensics FOLDER`"
 )
 
 

@@ -127,7 +127,7 @@ def test_missing_prints_the_steps(paths: Paths, newer: Path, tmp_path: Path, wha
     assert "form" in text
     assert "python download-FaceForensics.py FOLDER -d original -c c23 -t videos" in text
     assert "acquire.faceforensics.path" in text
-    assert "head3d preset paper --faceforensics FOLDER" in text
+    assert "--faceforensics FOLDER" in text
 
 
 def test_another_compression_than_there_is(paths: Paths, newer: Path) -> None:
