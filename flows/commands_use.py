@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.graph import project_root
+from flows.stage import plain
 from models.config import Params, load_params
+from tasks.errors import StageError
 from tasks.paths import Paths
 
 
@@ -28,29 +31,105 @@ def inspect(
     clip: Annotated[
         str | None, typer.Argument(metavar="CLIP", help="A clip's name, its row, or a video's name.")
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where the sheet goes (PNG).")] = Path("sheet.png"),
-    store: Annotated[bool, typer.Option("--store", help="Print counts and statuses of the stores instead.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where the sheet goes (PNG). None: sheet.png or worst.png.")
+    ] = None,
+    store: Annotated[
+        bool, typer.Option("--store", help="Count what the stores hold: by status, reason and flag.")
+    ] = False,
+    worst: Annotated[
+        int | None, typer.Option("--worst", min=1, help="Draw the N worst clips, with the reason beside each.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all of the stores and name the shards that are damaged.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; a sheet is drawn only with -o.")] = False,
 ) -> None:
-    """Draw a sheet of one clip (frames, label colours, mask outline), or count what the stores hold.
+    """Look at the clips and their masks: a sheet of one, the worst ones, or counts of all.
 
     Examples:
 
       head3d inspect --store
 
       head3d inspect person03_0 -o sheet.png
+
+      head3d inspect --worst 12 -o worst.png
+
+      head3d inspect --store --json > stores.json
     """
+    if sum((clip is not None, store, worst is not None, verify)) != 1:
+        raise typer.BadParameter("name a clip, or say --store, --worst N or --verify", param_hint="CLIP")
+    here = Path.cwd()
+    params, paths, _root = _project()
+    target = None if out is None else here / out
+    if verify:
+        _verify_stores(paths, as_json)
+    elif store:
+        _inspect_store(params, paths, as_json)
+    elif worst is not None:
+        _inspect_worst(params, paths, worst, target or (None if as_json else here / "worst.png"), as_json)
+    elif clip is not None:
+        _inspect_clip(params, paths, clip, target or (None if as_json else here / "sheet.png"), as_json)
+
+
+def _inspect_store(params: Params, paths: Paths, as_json: bool) -> None:
     from tasks import inspect as looking
 
-    here = Path.cwd()
-    _params, paths, _root = _project()
-    if store:
-        typer.echo(looking.describe_stores(paths))
+    if as_json:
+        _print_json(dataclasses.asdict(looking.inspect_store(paths, params.quality)))
+    else:
+        typer.echo(looking.describe_stores(paths, params.quality))
+
+
+def _verify_stores(paths: Paths, as_json: bool) -> None:
+    from tasks.stores import damage_report
+
+    there = [path for path in (paths.clips, paths.masks) if path.exists()]
+    if not there:
+        raise StageError(f"{paths.clips} does not exist; `dvc repro crop` makes it (or `dvc pull`)")
+    damage = [line for path in there for line in damage_report(path)]
+    if as_json:
+        _print_json({"stores": [str(path) for path in there], "damage": damage})
+    else:
+        listed = ", ".join(str(path) for path in there)
+        typer.echo("\n".join(damage) or f"every shard of {listed} is as it was written")
+    if damage:
+        raise typer.Exit(1)
+
+
+def _inspect_worst(params: Params, paths: Paths, count: int, target: Path | None, as_json: bool) -> None:
+    from tasks import inspect as looking
+    from tasks import inspect_sheets as drawing
+
+    found = looking.worst_clips(paths, params.quality, count)
+    if target is not None:
+        drawing.write_picture(drawing.worst_sheet(paths, params.quality, count), target)
+    if as_json:
+        _print_json([dataclasses.asdict(item) for item in found])
         return
-    if clip is None:
-        raise typer.BadParameter("name a clip, or say --store to see what there is", param_hint="CLIP")
-    target = here / out
-    looking.write_sheet(paths, clip, target)
+    for item in found:
+        typer.echo(f"{item.clip}: {'; '.join(item.why)}")
     typer.echo(f"{target}")
+
+
+def _inspect_clip(params: Params, paths: Paths, clip: str, target: Path | None, as_json: bool) -> None:
+    from tasks import inspect as looking
+    from tasks import inspect_sheets as drawing
+
+    if target is not None:
+        picture = drawing.inspect_clip(paths, clip, drawing.SHEET_FRAMES, params.quality)
+        drawing.write_picture(picture, target)
+    if not as_json:
+        typer.echo(f"{target}")
+        return
+    series = drawing.clip_series(paths, clip)
+    measures = looking.measures_of(paths, str(series["record"]["clip"]), params.quality)
+    _print_json({**series, **dataclasses.asdict(measures)})
+
+
+def _print_json(content: Any) -> None:
+    """Print strict JSON: numpy's numbers as plain ones, NaN and infinities as null."""
+    typer.echo(json.dumps(plain(content), indent=2))
 
 
 def animate(
