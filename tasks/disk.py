@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import socket
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,11 +69,11 @@ def check_writable(folder: Path) -> None:
     Raises:
         StageError: It cannot be written to.
     """
-    probe = folder / f".{uuid.uuid4().hex}.partial"
+    probe = folder / ".writable.partial"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ def make_room(path: Path, table: Path, fingerprint: str, made_by: str) -> None:
         fingerprint: Of the run that begins.
         made_by: Its settings and code.
     """
+    for stray in table.parent.glob(f".{table.name}.*.partial"):  # kill -9 while a table was written
+        stray.unlink()
     found, old = attributes(path), attributes(older(path))
     if found.get("fingerprint") != fingerprint:
         if found.get("complete") and found.get("made_by") == made_by and table.is_file():

@@ -7,17 +7,20 @@ import csv
 import json
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 
 from models.config import Crop, Params, Parse
-from tasks.clip_table import NOTHING
 from tasks.disk import save_arrays
 from tasks.paths import Paths
-from tests.tasks.factory import make_params
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tasks.stores import ClipArray
 
 FRAMES, SIZE = 4, 16
 
@@ -46,6 +49,8 @@ class LightParseJob:
 
 def light_crop(job: LightCropJob) -> list[dict[str, Any]]:
     """Clips of noise; the file says how many, from which seed and how slowly."""
+    from tasks.clip_table import NOTHING
+
     names = ("video", "dataset", "identity", "split", "sha256")
     row: dict[str, Any] = {**NOTHING, **{name: job.manifest[name] for name in names}}
     row |= {"clip": job.manifest["video"], "source": job.manifest["path"]}
@@ -67,18 +72,25 @@ def light_crop(job: LightCropJob) -> list[dict[str, Any]]:
 
 def light_parse(job: LightParseJob) -> dict[str, Any]:
     """Labels that follow from the first frame; every seventh clip fails."""
-    from tasks.stores import array, open_store
-
-    frames = array(open_store(job.clips), "frames")[job.row]
-    time.sleep(0.02)
+    frames = _frames(job.clips)[job.row]
+    time.sleep(0.05)
     if frames[0, 0, 0, 0] % 7 == 0:
         return {"code": "no_face", "text": "nobody to be seen", "measures": {}}
     save_arrays(job.file, labels=(frames[None, ..., 0] % 19).astype(np.uint8))
     return {"code": "", "text": "", "measures": {"sharpness": float(frames.mean()), "least_yaw_deg": float("nan")}}
 
 
+@lru_cache(maxsize=1)
+def _frames(clips: Path) -> ClipArray:
+    from tasks.stores import array, open_store
+
+    return array(open_store(clips), "frames")
+
+
 def light_params(**runtime: Any) -> Params:
     """Settings that fit; three clips a shard and two a video, so that videos lie across shards."""
+    from tests.tasks.factory import make_params
+
     crop = {"size_px": SIZE, "clip_frames": FRAMES, "clips_per_video": 2, "train_clips_per_video": 2, "shard_clips": 3}
     return make_params(crop=crop, runtime={"workers": 2, "video_deadline_s": 60.0, **runtime})
 
@@ -121,13 +133,3 @@ def snapshot(*places: Path) -> dict[str, bytes]:
     """Every file below some places, with its content."""
     files = [(place, path) for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
     return {f"{place.name}/{path.relative_to(place)}": path.read_bytes() for place, path in files if path.is_file()}
-
-
-if __name__ == "__main__":  # python -m tests.tasks.light STAGE ROOT WORKERS: what the crash tests kill
-    import sys
-
-    from tasks import crop, parse
-
-    make_light(pytest.MonkeyPatch())
-    stage = {"crop": crop.run, "parse": parse.run}[sys.argv[1]]
-    stage(light_params(workers=int(sys.argv[3])), Paths(Path(sys.argv[2]) / "data"), "f")
