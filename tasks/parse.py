@@ -32,6 +32,7 @@ from tasks.labels import NAMES, head_mask
 from tasks.parse_clip import ParseJob, parse_clip
 from tasks.paths import Paths
 from tasks.progress import progress
+from tasks.segment import check_parser
 from tasks.source_code import code_hash
 from tasks.spool import FOLDER, Item, Kept, Spool, remove_spool
 from tasks.store_location import remove_store
@@ -77,6 +78,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     """
     _check_head_labels(params.parse)
     clips = _clip_store(paths)
+    check_parser(params.parse)
     check_writable(paths.data)
     names = _names(paths, np.flatnonzero(array(clips, "done")[:]))
     with storage_errors(paths.data, _clip_bytes(params) * len(names)):

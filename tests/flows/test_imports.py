@@ -16,7 +16,7 @@ FORBIDDEN = {
 }
 MODELS_MAY = {"torch", "torchvision", "models"}
 """Beside the standard library; settings and weights files need a little more."""
-EXTRAS = {"models/config.py": {"pydantic", "yaml"}}
+EXTRAS = {"models/config.py": {"pydantic", "yaml"}, "models/parser.py": {"safetensors"}}
 
 
 def files_of(package: str) -> list[str]:

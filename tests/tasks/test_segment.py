@@ -8,12 +8,13 @@ import pytest
 
 from models.config import Parse
 from tasks import labels
+from tasks.grabcut import complete_landmarks
 from tasks.head_prior import BACKGROUND, HAIR, NECK, SKIN, face_frame, log_prior, part_probabilities
-from tasks.segment import METHODS, SegmentationError, complete_landmarks, segment
+from tasks.segment import METHODS, SegmentationError, segment
 from tests.tasks.factory import make_params
 from tests.tasks.rendered import RenderedClip, rendered_clip
 
-SETTINGS = make_params().parse
+SETTINGS = make_params(parse={"parser": "grabcut"}).parse
 PEOPLE = (1, 2, 3, 4, 7)
 
 
