@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from tasks.errors import StageError
 from tasks.paths import Paths
 from tasks.quality import FLAGS, MEANING, flags
 from tasks.reasons import sentence
-from tasks.stores import array, open_store
+from tasks.stores import array, damage_report, open_store
 
 WORST = 5
 """How many clips each list of the worst names."""
@@ -71,6 +72,7 @@ class StoreReport:
     largest: list[tuple[str, float]]
     refused: list[tuple[str, str, str, str]]
     unparsed: list[tuple[str, str, str]]
+    damaged: list[str]
 
 
 MEASURES = ("head_area", "flicker", *(column for column, _ in FLAGS.values() if column != "head_area"))
@@ -109,7 +111,7 @@ class Worst:
 
 
 def inspect_store(paths: Paths, quality: Quality) -> StoreReport:
-    """Counts, measures and worst clips of the stores, from the tables alone.
+    """Counts, measures and worst clips of the stores, from the tables; and damage, for which every shard is read.
 
     Args:
         paths: The data folder.
@@ -146,6 +148,7 @@ def inspect_store(paths: Paths, quality: Quality) -> StoreReport:
         largest=_first(good, "head_area", ascending=False),
         refused=[_strings(item) for item in refused[["video", "status", "reason", "detail"]].to_numpy()],
         unparsed=[_strings(item) for item in failed[["clip", "reason", "detail"]].to_numpy()] if len(failed) else [],
+        damaged=_damage(paths),
     )
 
 
@@ -156,9 +159,11 @@ def describe_stores(paths: Paths, quality: Quality) -> str:
         StageError: As `inspect_store`.
     """
     report = inspect_store(paths, quality)
+    damage = [f"DAMAGED       {text}" for text in report.damaged]
     kinds = f"{_listed(report.clips_by_split)}; {_listed(report.clips_by_dataset)}"
     size = " x ".join(str(number) for number in report.frames) or "no store yet"
     lines = [
+        *damage,
         f"videos        {report.videos} ({_listed(report.videos_by_status)})",
         f"clips         {report.clips} ({kinds}), each {size}",
         f"identities    {_listed(report.identities_by_split)}",
@@ -282,6 +287,15 @@ def _listed(values: Mapping[str, float]) -> str:
 
 def _ranked(items: list[tuple[str, float]]) -> str:
     return ", ".join(f"{clip} {value:.3f}" for clip, value in items)
+
+
+def _damage(paths: Paths) -> list[str]:
+    """A sentence for every shard of the stores that is lost or damaged."""
+    found: list[str] = []
+    for path in (paths.clips, paths.masks, paths.geometry):
+        with contextlib.suppress(FileNotFoundError):  # not made yet
+            found += damage_report(path)
+    return found
 
 
 def _frame_shape(paths: Paths) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ import numpy as np
 import zarr
 
 from tasks.progress import progress
-from tasks.stores import ArraySpec, array, digest_of, write_rows
+from tasks.stores import ArraySpec, array, attribute, digest_of, write_rows
 
 FOLDER = ".spool"
 
@@ -123,7 +123,7 @@ class Spool:
         for shard in (first // self._size for first in first_rows):
             (self._folder / f"shard_{shard}.json").unlink(missing_ok=True)
             self._written.discard(shard)
-            for name, _ in self._group.arrays():
+            for name in attribute(self._group, "digests", {}).get(str(shard * self._size), {}):
                 array(self._group, name).drop_shard(shard * self._size)
         self._drop_homeless()
 
