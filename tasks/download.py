@@ -89,7 +89,10 @@ def download(
     with contextlib.closing(crew.results()) as results:
         for want, result in results:
             on_result(want, result)
-            failed = failed + 1 if result.status == "failed" else 0
+            if result.status == "failed":
+                failed += not want.again
+            else:
+                failed = 0
             dead = [*dead, want] if result.status == "dead" else []
             if failed >= FAILED_IN_A_ROW:
                 return crew.stop("suspicious", f"{failed} videos in a row failed, the last one so: {result.detail}")

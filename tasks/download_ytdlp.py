@@ -41,11 +41,13 @@ class Want:
         video_id: Its id.
         url: Where it is.
         sections: Name of the section -> (start, end) in seconds.
+        again: It failed in an earlier run: another failure says nothing about the site.
     """
 
     video_id: str
     url: str
     sections: dict[str, tuple[float, float]]
+    again: bool = False
 
 
 @dataclass(frozen=True)

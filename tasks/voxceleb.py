@@ -140,7 +140,7 @@ def _from_downloads(
     source = _download_source(settings, folder, paths)
     status = StatusFile(folder / "status.csv")
     _reconcile(status, chosen, source)
-    wants = _wants(status, chosen, source)
+    wants = _wants(status, chosen)
     stopped = None
     if wants:
         stopped = _download(wants, {item.clip.key: item.clip for item in chosen}, status, source, params)
@@ -216,14 +216,19 @@ def _judged(clip: Clip, path: Path, kind: FileKind, limit: str) -> Entry:
     return Entry(clip.key, clip.video_id, "ok", path.name, str(size), sha256, limit)
 
 
-def _wants(status: StatusFile, chosen: Sequence[Chosen], source: Source) -> list[Want]:
-    """The videos to ask for, in the order of their first clip, each with all its clips that are not settled."""
+def _wants(status: StatusFile, chosen: Sequence[Chosen]) -> list[Want]:
+    """The videos to ask for, each with all its clips that are not settled.
+
+    In the order of their first clip; those that failed in an earlier run come last.
+    """
     sections: dict[str, dict[str, tuple[float, float]]] = {}
+    failed = {entry.video_id for entry in status.entries.values() if entry.status == "failed"}
     for item in chosen:
         clip, entry = item.clip, status.entries.get(item.clip.key)
         if entry is None or entry.status not in SETTLED:
             sections.setdefault(clip.video_id, {})[clip.key] = (clip.start_s, clip.end_s)
-    return [Want(video, WATCH_URL.format(video_id=video), parts) for video, parts in sections.items()]
+    wants = [Want(video, WATCH_URL.format(video_id=video), parts, video in failed) for video, parts in sections.items()]
+    return sorted(wants, key=lambda want: want.again)
 
 
 def _download(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,7 @@ class Entry:
 
 
 _FIELDS = [field.name for field in fields(Entry)]
+_values = attrgetter(*_FIELDS)
 
 
 class StatusFile:
@@ -65,9 +67,9 @@ class StatusFile:
         """Take rows over and write the file."""
         self.entries.update({entry.clip: entry for entry in entries})
         text = io.StringIO()
-        writer = csv.DictWriter(text, _FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(self.entries[key]) for key in sorted(self.entries))
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_FIELDS)
+        writer.writerows(_values(self.entries[key]) for key in sorted(self.entries))
         write_text(self._path, text.getvalue())
 
     def gone(self) -> dict[str, Entry]:

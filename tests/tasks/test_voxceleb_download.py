@@ -177,6 +177,19 @@ def test_many_failures_in_a_row_stop(site: Site, paths: Paths) -> None:
     assert set(statuses(paths).values()) == {"failed"}
 
 
+def test_failures_of_an_earlier_run_do_not_keep_the_next_from_its_end(site: Site, paths: Paths) -> None:
+    chosen = list(dict.fromkeys(line.split(",")[1] for line in _chosen(paths)))
+    site.behaviour = dict.fromkeys(chosen[4:], "503")
+    with pytest.raises(StageError, match="8 videos in a row failed"):
+        acquire.run(params(downloads=1, attempts=1), paths, "f")
+    assert acquire.run(params(downloads=1, attempts=1), paths, "f")["videos"] == 8
+    site.asked.clear()
+    site.behaviour.clear()
+    (paths.raw / "voxceleb" / "videos" / f"{chosen[0]}.mp4").unlink()
+    assert acquire.run(params(downloads=1), paths, "f")["videos"] == 24
+    assert next(iter(site.asked)) == chosen[0], "what failed before comes last"
+
+
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(site: Site, paths: Paths) -> None:
     (paths.data.parent / "list.csv").write_text(f"{HEADER}\n{row('-vid00003-A', 'id1')}\n", encoding="utf-8")
     site.behaviour["-vid00003-A"] = "cut"
