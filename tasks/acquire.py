@@ -20,6 +20,7 @@ import numpy as np
 
 from models.config import Acquire, Params
 from tasks.demo import demo_jobs, render_set
+from tasks.disk import storage_errors
 from tasks.errors import StageError
 from tasks.faceforensics import faceforensics_source
 from tasks.paths import Paths
@@ -56,6 +57,11 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     Raises:
         StageError: The source has no video, or cannot be used; the text says what to do.
     """
+    with storage_errors(paths.raw):
+        return _run(params, paths, fingerprint)
+
+
+def _run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     note = paths.raw / ".acquire.json"
     before = _read_note(note)
     sources = params.acquire.sources

@@ -112,9 +112,13 @@ def checksum(path: Path) -> tuple[str, int]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that appears only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
+    partial = path.with_name(f".{path.name.removeprefix('.')}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def is_text(name: str) -> bool:
