@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from flows.commands_bench import bench
 from flows.commands_parse import parse
 from flows.commands_setup import doctor, preset
 from flows.commands_use import animate, inspect, metrics
@@ -92,6 +93,7 @@ app.command()(inspect)
 app.command()(animate)
 app.command()(metrics)
 app.command()(parse)
+app.add_typer(bench, name="bench")
 
 if __name__ == "__main__":
     app()

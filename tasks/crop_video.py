@@ -49,7 +49,7 @@ class CropJob:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
     """A plan and its clips `(T, S, S, 3)`."""
 
     plan: Plan
@@ -73,7 +73,7 @@ def crop_video(job: CropJob) -> list[dict[str, Any]]:
     section, box = job.manifest.get("section", ""), _box(job.manifest.get("box", ""), info)
     footage = Footage(job.path, info, job.crop, _section(section), box)
     try:
-        cut = _find(job, info, footage, box)
+        cut = find_clips(job, info, footage, box)
     except VideoError as error:
         return [{**refusal(job, "error", error.reason, str(error)), **source}]
     except Refused as verdict:
@@ -129,8 +129,22 @@ def clips_wanted(crop: Crop, split: str) -> int:
     return min(crop.clips_per_video, crop.train_clips_per_video) if split == "train" else crop.clips_per_video
 
 
-def _find(job: CropJob, info: VideoInfo, footage: Footage, box: np.ndarray | None) -> _Cut:
-    """Read as much as is needed, and cut."""
+def find_clips(job: CropJob, info: VideoInfo, footage: Footage, box: np.ndarray | None) -> Cut:
+    """Read as much of a video as is needed, and cut its clips.
+
+    Args:
+        job: The video.
+        info: What `probe` says about it.
+        footage: The same video, opened.
+        box: The list's box in pixels, if it has one.
+
+    Returns:
+        The plan and the clips.
+
+    Raises:
+        Refused: It gives no clip.
+        VideoError: It cannot be read.
+    """
     crop, count = job.crop, clips_wanted(job.crop, job.manifest["split"])
     limit = max(crop.clip_frames, round(crop.max_seconds * info.fps))
     stop, frozen = min(limit, round(WINDOW * count * crop.clip_frames)), 0
@@ -167,7 +181,7 @@ def _nothing(job: CropJob, info: VideoInfo) -> Exception:
     return VideoError("unreadable", f"{job.path.name}: no frame of it can be decoded")
 
 
-def _cut(footage: Footage, plan: Plan, crop: Crop) -> _Cut:
+def _cut(footage: Footage, plan: Plan, crop: Crop) -> Cut:
     length, size_px = crop.clip_frames, crop.size_px
     clips = [np.empty((length, size_px, size_px, 3), np.uint8) for _ in plan.starts]
     filled = 0
@@ -177,7 +191,7 @@ def _cut(footage: Footage, plan: Plan, crop: Crop) -> _Cut:
             filled += 1
     if filled != length * len(clips):
         raise VideoError("unreadable", "its frames cannot be read twice alike")
-    return _Cut(plan, clips)
+    return Cut(plan, clips)
 
 
 def _changes(clip: np.ndarray) -> np.ndarray:
@@ -188,7 +202,7 @@ def _changes(clip: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], np.abs(np.diff(small, axis=0)).mean(axis=(1, 2))])
 
 
-def _check(cut: _Cut) -> tuple[set[int], set[int]]:
+def _check(cut: Cut) -> tuple[set[int], set[int]]:
     """Frames that begin another shot within a clip, and all frames of clips that stand still."""
     cuts_inside: set[int] = set()
     still: set[int] = set()
@@ -200,7 +214,7 @@ def _check(cut: _Cut) -> tuple[set[int], set[int]]:
     return cuts_inside, still
 
 
-def _remark(job: CropJob, info: VideoInfo, footage: Footage, cut: _Cut) -> str:
+def _remark(job: CropJob, info: VideoInfo, footage: Footage, cut: Cut) -> str:
     """What a person should know of a video that gave clips."""
     remarks, plan, length = [], cut.plan, job.crop.clip_frames
     wanted = clips_wanted(job.crop, job.manifest["split"])

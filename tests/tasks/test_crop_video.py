@@ -149,7 +149,7 @@ def test_only_as_much_is_read_as_is_needed(tmp_path: Path) -> None:
     write_video(tmp_path / "long.mp4", np.concatenate([face(40)] * 6), 25)
     of = job(tmp_path / "long.mp4", clips_per_video=1)
     source = Footage(of.path, probe(of.path), of.crop)
-    module._find(of, probe(of.path), source, None)
+    module.find_clips(of, probe(of.path), source, None)
     assert source.decoded == round(module.WINDOW * LENGTH)
     blank = np.full_like(face(40), 90)
     write_video(tmp_path / "late.mp4", np.concatenate([blank, blank, face(40)]), 25)

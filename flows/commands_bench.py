@@ -1,0 +1,95 @@
+"""`head3d bench`: what the preparation costs on this machine, and what a large data set would need."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.graph import project_root
+from models.config import load_params
+
+bench = typer.Typer(
+    help="Measure this machine.", no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+@bench.callback()
+def _bench() -> None:
+    """Measure this machine."""
+
+
+@bench.command()
+def prepare(
+    videos: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="VIDEOS", help="Raw videos or folders of them. None: 720p videos drawn here.", exists=True
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Videos that are drawn when none is named.")] = 12,
+    frames: Annotated[int, typer.Option(min=40, help="Frames of each of these.")] = 200,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. None: params.yaml.")] = None,
+    plan: Annotated[
+        int | None, typer.Option("--plan", metavar="CLIPS", min=1, help="Also work out what so many clips need.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Raw videos to cropped, labelled clips in Zarr, beside what decoding and parsing alone cost.
+
+    Settings of crop, parse and runtime come from params.yaml. Other work on the machine spoils the figures.
+
+    Examples:
+
+      head3d bench prepare --json
+
+      head3d bench prepare ~/videos --workers 8 --plan 22500
+    """
+    from tasks.bench_prepare import bench_prepare
+    from tasks.bench_prepare import plan as work_out
+    from tasks.bench_videos import bench_videos
+
+    named = [path.resolve() for path in videos or []]
+    root = project_root()
+    os.chdir(root)
+    params = load_params(root / "params.yaml")
+    if workers is not None:
+        params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"workers": workers})})
+    with tempfile.TemporaryDirectory(prefix="head3d-bench-") as folder:
+        chosen = _files(named) if named else bench_videos(Path(folder) / "videos", count, frames)
+        figures: dict[str, Any] = bench_prepare(params, chosen, Path(folder))
+    if plan is not None:
+        figures["plan"] = work_out(params, figures, plan)
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2))
+    else:
+        _print(figures)
+
+
+def _files(named: list[Path]) -> list[Path]:
+    from tasks.source_files import find_videos
+
+    return [file for path in named for file in (find_videos(path) if path.is_dir() else [path])]
+
+
+def _print(figures: dict[str, Any]) -> None:
+    table = Table("figure", "value", box=None, header_style="bold")
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                table.add_row(f"{key}.{name}", _shown(inner))
+        else:
+            table.add_row(key, _shown(value))
+    Console().print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if isinstance(value, float) else str(value)
