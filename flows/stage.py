@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import json
 import math
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +32,7 @@ from flows.fingerprint import fingerprint, visible
 from flows.graph import Stage, project_root, read_graph
 from flows.stage_process import WATCH_VARIABLE
 from models.config import ConfigError, Params, load_params
+from tasks.disk import storage_errors
 from tasks.errors import StageError
 from tasks.paths import Paths
 
@@ -144,7 +147,12 @@ def write_summary(path: Path, summary: dict[str, Any], seconds: float) -> None:
 def _remove_outputs(stage: Stage, root: Path) -> None:
     for out in stage.outs:
         path = root / out
-        if path.is_dir():
+        if path.suffix == ".zarr":  # its arrays may lie elsewhere
+            from tasks.store_location import remove_store
+
+            remove_store(path.with_name(path.name + ".old"))
+            remove_store(path)
+        elif path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -171,17 +179,42 @@ def run_stage(name: str, root: Path, fresh: bool = False) -> dict[str, Any]:
     stage = graph[name]
     params = load_params(root / "params.yaml")
     paths = Paths(Path("data"))
-    locks = paths.data / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    with storage_errors(paths.data), _only_run(paths.data / ".locks", name):
+        if fresh:
+            _remove_outputs(stage, root)
+        return _run(stage, params, paths, root)
+
+
+@contextlib.contextmanager
+def _only_run(folder: Path, name: str) -> Iterator[None]:
+    """Hold the stage's lock. The system frees it when its holder ends, also by kill -9, and also on another machine.
+
+    Raises:
+        StageError: Another run holds it, or the file system knows no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / f"{name}.lock", timeout=0), folder / f"{name}.holder"
     try:
-        with FileLock(locks / f"{name}.lock", timeout=0):
-            if fresh:
-                _remove_outputs(stage, root)
-            return _run(stage, params, paths, root)
+        lock.acquire()
     except Timeout:
+        with contextlib.suppress(OSError):
+            name += f" ({holder.read_text(encoding='utf-8')})"
         raise StageError(
             f"another run is in progress: stage '{name}' of this project; wait for it or stop it"
         ) from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        raise StageError(
+            f"the file system of {folder} knows no file locks ({error}), which keep two runs apart: put the project on "
+            "another one, or let its administrator switch locks on"
+        ) from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 
 def _restore_demo(params: Params, paths: Paths) -> None:

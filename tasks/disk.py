@@ -9,10 +9,12 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from tasks.errors import StageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -123,6 +125,8 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
         path: The file; what a killed writer leaves beside it ends in `.partial`.
         arrays: Name -> array.
     """
+    import numpy as np
+
     partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:

@@ -77,7 +77,7 @@ def test_deployment_runs_what_dvc_left_and_dvc_what_it_left(served: Served) -> N
     assert served.states(output) == dict.fromkeys(CACHED, "Completed")
     assert toy.ran(toy.dvc("repro")) == []
 
-    toy.edit("params.yaml", "work_px: 96", "work_px: 80")  # only `left` and what reads it
+    toy.edit("params.yaml", "smooth_frames: 3", "smooth_frames: 5")  # only `left` and what reads it
     assert toy.ran(toy.dvc("repro")) == ["left", "last"]
     started = time.monotonic()
     output = served.deploy("--watch")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_fingerprint_follows_what_dvc_yaml_lists(toy: Project) -> None:
 
     marks = [now()]
     for name, old, new in (
-        ("params.yaml", "work_px: 96", "work_px: 80"),
+        ("params.yaml", "smooth_frames: 3", "smooth_frames: 5"),
         ("tasks/shared.py", "source", "origin"),
         ("data/first.txt", "hello", "hullo"),
     ):
@@ -128,7 +129,8 @@ def test_second_run_is_kept_out_and_a_stopped_one_resumes(slow_left: Project) ->
     toy = slow_left
     running = toy.start("python", "-m", "flows.stage", "left")
     pids = [int(pid) for pid in wait_for(toy.root / "pids").split()]
-    assert "another run is in progress" in stage(toy, "left", code=1)
+    refused = stage(toy, "left", code=1)
+    assert f"another run is in progress: stage 'left (process {pids[0]} on {socket.gethostname()})'" in refused
     os.kill(running.pid, signal.SIGTERM)
     output, _ = running.communicate(timeout=20)
     assert running.returncode == 128 + signal.SIGTERM
@@ -137,6 +139,30 @@ def test_second_run_is_kept_out_and_a_stopped_one_resumes(slow_left: Project) ->
     assert gone(pids), "a worker outlived its stage"
     stage(toy, "left")
     assert json.loads((toy.root / "data/metrics/left.json").read_text())["resumed"] == 1
+
+
+def test_a_killed_run_leaves_no_lock(slow_left: Project) -> None:
+    toy = slow_left
+    running = toy.start("python", "-m", "flows.stage", "left")
+    pids = [int(pid) for pid in wait_for(toy.root / "pids").split()]
+    os.kill(pids[0], signal.SIGKILL)
+    running.wait(20)
+    assert (toy.root / "data/.locks/left.lock").is_file()
+    stage(toy, "left")
+    assert list((toy.root / "data/.locks").glob("*.holder")) == []
+
+
+def test_a_read_only_folder_is_one_message(toy: Project) -> None:
+    """As on a disk that is mounted read-only; permissions would not stop root."""
+    (toy.root / "sitecustomize.py").write_text(
+        "import errno, pathlib\n"
+        "def mkdir(self, *_, **__):\n"
+        "    raise OSError(errno.EROFS, 'Read-only file system', str(self))\n"
+        "pathlib.Path.mkdir = mkdir\n"
+    )
+    output = stage(toy, "first", code=1, PYTHONPATH=str(toy.root))
+    assert output.startswith("first: cannot write data/.locks: read-only file system")
+    assert "Traceback" not in output
 
 
 def test_killed_dvc_does_not_leave_its_stage_running(slow_left: Project) -> None:

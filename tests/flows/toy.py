@@ -189,7 +189,7 @@ def make_toy(root: Path) -> Project:
     for name in ("models/__init__.py", "models/config.py", "tasks/__init__.py"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(SOURCE / name, root / name)
-    for name in ("paths", "progress", "errors"):
+    for name in ("paths", "progress", "errors", "disk", "source_code"):
         shutil.copy(SOURCE / "tasks" / f"{name}.py", root / "tasks")
     for name, text in TASKS.items():
         (root / "tasks" / f"{name}.py").write_text(HEAD + text, encoding="utf-8")
