@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,6 +83,7 @@ def download(
     Returns:
         None when every video was asked for, else why it stopped.
     """
+    end_ffmpeg(source, psutil.process_iter())  # of a run that was killed: two must not write one file
     crew = _Crew(wants, source, pace)
     failed = 0
     dead: list[Want] = []
@@ -230,13 +231,18 @@ class _Crew:
                 self._end_processes(video_id)
 
     def _end_processes(self, video_id: str) -> None:
-        if self._source.ffmpeg is None:
-            return
-        mine = f"{STAGING}/{video_id}/"
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if any(mine in word for word in process.cmdline()):
-                    process.kill()
+        end_ffmpeg(self._source, psutil.Process().children(recursive=True), video_id)
+
+
+def end_ffmpeg(source: Source, processes: Iterable[psutil.Process], video_id: str = "") -> None:
+    """End those of the processes that write below the staging folder of `source`, or that of one video."""
+    if source.ffmpeg is None:
+        return
+    mine = f"{source.folder / STAGING / video_id}/"
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if any(mine in word for word in process.cmdline()[1:]):
+                process.kill()
 
 
 def _sleep(seconds: float, cancelled: Callable[[], bool]) -> None:

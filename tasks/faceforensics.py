@@ -28,6 +28,8 @@ METHODS = frozenset(
     | {"masks", "actors", "downloaded_videos"}
 )
 """Folders of manipulated videos, masks, the paid actors of another set, and uncut videos."""
+NOT_VIDEOS = frozenset({"images", "frames", "manipulated_sequences", "downloaded_videos"})
+"""Folders that may hold millions of pictures, or nothing of use."""
 _MARKS = ("original_sequences", "manipulated_sequences", "original")
 BEST_FIRST = ("raw", "c23", "c40")
 _LEVEL = re.compile(r"(?:.*[_-])?(raw|c0|c23|hq|c40|lq|compressed)")
@@ -102,7 +104,7 @@ def check_folder(text: str, compression: str, paths: Paths) -> list[Original]:
     folder = project_path(text, paths.data)
     if not folder.is_dir():
         raise StageError(f"acquire.faceforensics.path = {text!r} is not a directory ({folder}). {STEPS}")
-    files = find_videos(folder)
+    files = find_videos(folder, skip=NOT_VIDEOS)
     found = [item for item in (_original(path, folder) for path in files) if item]
     if not found:
         kinds = f"it holds {len(files)} videos, none of them an original" if files else "it holds no video"

@@ -43,7 +43,9 @@ class Listing:
     figures: dict[str, Any] = field(default_factory=dict)  # name of the source -> what it has to say
 
 
-def find_videos(folder: Path, suffixes: Sequence[str] = VIDEO_SUFFIXES) -> list[Path]:
+def find_videos(
+    folder: Path, suffixes: Sequence[str] = VIDEO_SUFFIXES, skip: frozenset[str] = frozenset()
+) -> list[Path]:
     """Every video file below a folder, sorted; hidden files and folders are left out.
 
     Links to folders are followed, each folder once, so that a loop ends.
@@ -51,6 +53,7 @@ def find_videos(folder: Path, suffixes: Sequence[str] = VIDEO_SUFFIXES) -> list[
     Args:
         folder: Where to look.
         suffixes: What a video's name ends in, in lower case.
+        skip: Names of folders, in lower case, into which nobody looks.
 
     Returns:
         Paths below `folder`, sorted by their text.
@@ -64,7 +67,7 @@ def find_videos(folder: Path, suffixes: Sequence[str] = VIDEO_SUFFIXES) -> list[
             folders.clear()
             continue
         seen.add(key)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in skip)
         for name in files:
             path = Path(place) / name
             if name.startswith(".") or path.suffix.lower() not in suffixes:

@@ -174,7 +174,7 @@ def _download_source(settings: VoxCeleb, folder: Path, paths: Paths) -> Source:
                 f"acquire.voxceleb.cookies = {settings.cookies!r} is not a file; export a browser session in the "
                 "Netscape format, or leave it empty"
             )
-    videos = folder / "videos"
+    videos = (folder / "videos").absolute()  # absolute: it tells our ffmpeg processes from others
     videos.mkdir(exist_ok=True)
     return Source(videos, settings.max_height_px, cookies, find_ffmpeg(), SOCKET_TIMEOUT_S)
 
