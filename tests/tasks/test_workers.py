@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks import worker_process
+from tasks.errors import StageError
 from tasks.workers import Outcome, run_jobs
 from tests.tasks import worker_functions
 
@@ -64,6 +66,39 @@ def test_bad_jobs_cost_only_themselves(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("die_[0-9]*"))) == 2  # tried once more, not for ever
     assert len(list(tmp_path.glob("hang_*"))) == 1  # a deadline is final
     assert "this job is bad" in by_mode["raise"].detail
+
+
+def test_old_workers_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_process, "JOBS_PER_WORKER", 5)
+    outcomes = collect(worker_functions.own_pid, list(range(20)), workers=1)
+    pids = [outcomes[index].value for index in range(20)]
+    assert len(set(pids)) == 4
+    assert all(len(set(pids[first : first + 5])) == 1 for first in range(0, 20, 5))
+
+
+def test_large_workers_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third job leaves 200 MB behind; nobody works in that process any more."""
+    monkeypatch.setattr(worker_process, "GROWTH_BYTES", 100 << 20)
+    outcomes = collect(worker_functions.leak, [0, 0, 200, 0, 0], workers=1)
+    pids = [outcomes[index].value for index in range(5)]
+    assert len(set(pids[:3])) == len(set(pids[3:])) == 1
+    assert pids[2] != pids[3]
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def test_age_counts_from_the_first_job() -> None:
+    age = worker_process.Age(jobs=4, growth=100)
+    assert [age.reached(rss) for rss in (500, 600, 450, 0)] == [False, False, False, True]
+    age = worker_process.Age(jobs=9, growth=100)
+    assert [age.reached(rss) for rss in (500, 601)] == [False, True]
+
+
+def test_a_full_disk_stops_all_jobs() -> None:
+    """It would cost every video alike: none of them is blamed."""
+    with pytest.raises(
+        StageError, match=r"a worker could not write .*No space left.* make room and run the stage again"
+    ):
+        collect(worker_functions.disk_full, list(range(50)))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -38,6 +38,15 @@ def own_pid(_job: int) -> int:
     return os.getpid()
 
 
+_kept: list[bytearray] = []
+
+
+def leak(megabytes: int) -> int:
+    """Keep so much memory for ever."""
+    _kept.append(bytearray(os.urandom(1)) * (megabytes << 20))
+    return os.getpid()
+
+
 def disk_full(_job: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
 
