@@ -44,7 +44,7 @@ def site(server: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     server.ranges.clear()
     monkeypatch.setattr(voxceleb, "WATCH_URL", server.url)
     monkeypatch.setattr(voxceleb, "BACKOFF_S", 0.01)
-    monkeypatch.setattr(voxceleb, "SOCKET_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(voxceleb, "SOCKET_TIMEOUT_S", 15.0)
     monkeypatch.setattr(voxceleb, "find_ffmpeg", lambda: None)
     return server
 
@@ -102,7 +102,8 @@ def test_everything_is_fetched_once_and_listed(site: Site, paths: Paths, capsys:
     assert site.asked == asked, "what is here is recognised without asking"
 
 
-def test_verdicts(site: Site, paths: Paths) -> None:
+def test_verdicts(site: Site, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voxceleb, "SOCKET_TIMEOUT_S", 2.0)
     names = [video_name(index) for index in range(6)]
     site.behaviour = dict(zip(names, ("404", "410", "garbage", "short", "503", "hang"), strict=True))
     acquire.run(params(), paths, "f")

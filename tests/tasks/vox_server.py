@@ -77,7 +77,7 @@ def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
         handler.send_error(int(how))
         return
     if how == "hang":
-        time.sleep(3)
+        time.sleep(4)
         return
     data = _content(video, how)
     first = 0
