@@ -19,6 +19,12 @@ ROOM = 2.8
 """Side of the square in face boxes (brows to chin): the head takes about a quarter of it, as often in training."""
 STRETCH = 1.3
 """A square that stands still may be this much larger than the head of the moment needs."""
+RUNS_OUT = 0.03
+"""A head that touches more of an edge of the square than this goes on beyond it."""
+WIDER = 1.3
+"""So many times larger the square becomes then."""
+MAX_SIDE = 1.7
+"""A square that was enlarged is parsed at up to so many times the usual side, so that the face keeps its pixels."""
 SEARCH_PX = 1440
 """Longest side at which a picture is searched for faces..."""
 SEARCH_TILES = (1, 2, 4)
@@ -111,6 +117,41 @@ def _wanted(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     centre = centre - np.stack([np.zeros(len(boxes)), HEAD_SHIFT * size[:, 1]], axis=1)
     return centre - half, centre + half
+
+
+def parse_side(square: Square, boxes: np.ndarray, work_px: int) -> float:
+    """Side at which a square is parsed: more than `work_px` where it is larger than the smallest face needs.
+
+    Args:
+        square: The square.
+        boxes: `(T, 4)` faces in it; NaN: `work_px`.
+        work_px: For a square that fits its face; at most `MAX_SIDE` times that comes out.
+    """
+    if np.isnan(boxes).any():
+        return work_px
+    least = ROOM * float((boxes[:, 2:] - boxes[:, :2]).max(axis=1).min())
+    return work_px * min(max(square.side / least, 1.0), MAX_SIDE)
+
+
+def runs_out(head: np.ndarray, square: Square, width: int, height: int) -> bool:
+    """Whether a head leaves the square where the picture goes on.
+
+    Args:
+        head: `(S, S)` 0/1, as the parser sees the square.
+        square: It.
+        width: Of the picture, pixels.
+        height: The same.
+    """
+    edges = (head[0], head[-1], head[:, 0], head[:, -1])
+    end_x, end_y = square.x0 + square.side, square.y0 + square.side
+    inside = (square.y0 > 0, end_y < height, square.x0 > 0, end_x < width)
+    return any(within and edge.mean() > RUNS_OUT for within, edge in zip(inside, edges, strict=True))
+
+
+def wider(square: Square) -> Square:
+    """The square with more room, most of it below, where hair falls."""
+    more = round(square.side * (WIDER - 1))
+    return Square(square.x0 - more // 2, square.y0 - more // 4, square.side + more)
 
 
 def face_boxes(looks: Looks, fps: float) -> tuple[np.ndarray, np.ndarray]:

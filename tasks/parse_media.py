@@ -22,11 +22,21 @@ from torch import Tensor
 from models.config import Crop, Parse
 from tasks.crop_plan import Square
 from tasks.face_search import View, Watch
-from tasks.head_window import Window, face_boxes, face_window, find_face, plan_windows, whole_picture
+from tasks.head_window import (
+    Window,
+    face_boxes,
+    face_window,
+    find_face,
+    parse_side,
+    plan_windows,
+    runs_out,
+    whole_picture,
+    wider,
+)
 from tasks.image_read import read_image
 from tasks.labels import head_mask
 from tasks.parser_network import load_network
-from tasks.segment_network import BATCH_FRAMES, HEAD, label_maps, steady
+from tasks.segment_network import HEAD, label_maps, steady
 from tasks.sheets import colour_labels, draw_outline
 from tasks.video import VideoError, VideoInfo, probe
 from tasks.video_stream import StreamFrame, stream_frames
@@ -36,6 +46,10 @@ MARKER = "parse.json"
 OVERLAYS = "overlay"
 """Folder of a video's overlays, beside its label maps."""
 LOOK_FRAMES = 16
+VIDEO_BATCH = 8
+"""Frames of a video that go through the parser at once: as pictures they may be large."""
+WIDER_TIMES = 2
+"""How often a square may be enlarged where the head does not fit into it."""
 COLOUR_SHARE = 0.45
 UNKNOWN_BOX = np.full(4, np.nan)
 
@@ -79,9 +93,9 @@ class MediaParser:
         """
         self._crop, self._smooth = crop, parse.smooth_frames
         self._network = load_network(parse.parser, device, weights)
-        self._side = self._network.side(parse.work_px)
+        self._work_px = parse.work_px
         self._overlay, self._force = overlay, force
-        self._facts = {"parser": parse.parser, "work_px": self._side, "smooth_frames": parse.smooth_frames}
+        self._facts = {"parser": parse.parser, "work_px": parse.work_px, "smooth_frames": parse.smooth_frames}
 
     def picture(self, source: Path, target: Path) -> Parsed:
         """Write the label map of a picture, and with overlays `<name>_overlay.jpg` beside it.
@@ -102,9 +116,12 @@ class MediaParser:
         image = read_image(source)
         height, width = image.shape[:2]
         box = find_face(image, self._crop.min_confidence)
-        square = whole_picture(width, height) if box is None else face_window(box[None])
-        share = self._network.probabilities(square.cut(image, self._side)[None])[0]
-        class_ids = _in_place(share, square, UNKNOWN_BOX if box is None else box, width, height)
+        if box is None:
+            known, square = UNKNOWN_BOX, whole_picture(width, height)
+        else:
+            known, square = box, self._widened(image, face_window(box[None]), box[None])
+        share = self._network.probabilities(square.cut(image, self._side(square, known[None]))[None])[0]
+        class_ids = _in_place(share, square, known, width, height)
         target.parent.mkdir(parents=True, exist_ok=True)
         if self._overlay:
             _save(overlay_picture(image, class_ids), drawing)
@@ -146,6 +163,20 @@ class MediaParser:
         _write(folder / MARKER, lambda path: path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8"))
         return Parsed(len(boxes), faces, kept)
 
+    def _side(self, square: Square, boxes: np.ndarray) -> int:
+        return self._network.side(round(parse_side(square, boxes, self._work_px)))
+
+    def _widened(self, image: np.ndarray, square: Square, boxes: np.ndarray) -> Square:
+        """The square, larger where the head runs out of it inside the picture (long hair, a hat)."""
+        for _ in range(WIDER_TIMES):
+            cut = square.cut(image, self._side(square, boxes))
+            best = self._network.probabilities(cut[None])[0].max(dim=-1).indices
+            head = head_mask(best.byte().cpu().numpy(), list(HEAD))
+            if not runs_out(head, square, *image.shape[1::-1]):
+                break
+            square = wider(square)
+        return square
+
     def _is_complete(self, folder: Path) -> bool:
         return (folder / MARKER).is_file() and (not self._overlay or (folder / OVERLAYS / "000000.jpg").is_file())
 
@@ -175,27 +206,34 @@ class MediaParser:
         """Index, picture (empty unless overlays are wanted) and label map from frame `first` on: the second pass."""
         frames = stream_frames(source, info)
         for window in windows:
-            inside = itertools.islice(frames, window.stop - window.start)
+            inside: Iterator[StreamFrame] = itertools.islice(frames, window.stop - window.start)
             if window.stop <= first:
                 for _ in inside:
                     pass
                 continue
             begin = max(window.start, first - self._smooth // 2)  # the frames before are averaged in
             pictures: deque[np.ndarray] = deque()
-            batches = self._cut(itertools.dropwhile(_before(begin), inside), window.square, pictures)
+            square, inside_boxes = window.square, boxes[window.start : window.stop]
+            if window.face and (first_frame := next(inside, None)) is not None:
+                square = self._widened(first_frame.picture(), square, inside_boxes)
+                inside = itertools.chain([first_frame], inside)
+            side = self._side(square, inside_boxes)
+            batches = self._cut(itertools.dropwhile(_before(begin), inside), square, side, pictures)
             shares = itertools.chain.from_iterable(steady(batches, self._network, self._smooth))
             for index, share in enumerate(shares, start=begin):
                 image = pictures.popleft()
                 if index >= first:
-                    yield index, image, _in_place(share, window.square, boxes[index], info.width, info.height)
+                    yield index, image, _in_place(share, square, boxes[index], info.width, info.height)
 
-    def _cut(self, frames: Iterator[StreamFrame], square: Square, pictures: deque[np.ndarray]) -> Iterator[np.ndarray]:
+    def _cut(
+        self, frames: Iterator[StreamFrame], square: Square, side: int, pictures: deque[np.ndarray]
+    ) -> Iterator[np.ndarray]:
         """Batches of what the parser sees; the whole pictures are left in `pictures` if overlays need them."""
-        while batch := list(itertools.islice(frames, BATCH_FRAMES)):
+        while batch := list(itertools.islice(frames, VIDEO_BATCH)):
             cuts = []
             for frame in batch:
                 picture = frame.picture()
-                cuts.append(square.cut(picture, self._side))
+                cuts.append(square.cut(picture, side))
                 pictures.append(picture if self._overlay else picture[:0])
             yield np.stack(cuts)
 

@@ -18,8 +18,6 @@ from tasks import labels
 from tasks.labels import head_mask
 from tasks.parser_network import ParserNetwork
 
-BATCH_FRAMES = 20
-"""Frames that go through the network at once: enough for a GPU, and at 256 px 100 MB of probabilities."""
 COLOUR_SIGMA = 12.0
 """Difference of colour (of 255, root mean square over 3 x 3 pixels) at which a neighbouring frame counts 0.6."""
 ISLAND_GAP = 0.012
@@ -46,9 +44,10 @@ def segment_network(
         `(T, H, W)` u1.
     """
     side, size = network.side(work_px), (frames.shape[2], frames.shape[1])
+    step = network.batch_frames(side)
     batches = (
-        np.stack([resized(frame, side) for frame in frames[start : start + BATCH_FRAMES]])
-        for start in range(0, len(frames), BATCH_FRAMES)
+        np.stack([resized(frame, side) for frame in frames[start : start + step]])
+        for start in range(0, len(frames), step)
     )
     out = np.empty(frames.shape[:3], np.uint8)
     t = 0

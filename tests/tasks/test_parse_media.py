@@ -16,7 +16,17 @@ from flows.cli import app
 from tasks import labels, parse_media
 from tasks.crop_plan import Square
 from tasks.faces import Faces, Looks
-from tasks.head_window import ROOM, face_boxes, face_window, find_face, plan_windows, whole_picture
+from tasks.head_window import (
+    ROOM,
+    face_boxes,
+    face_window,
+    find_face,
+    parse_side,
+    plan_windows,
+    runs_out,
+    whole_picture,
+    wider,
+)
 from tasks.image_read import ImageError, read_image
 from tasks.parser_network import load_network
 from tasks.video import write_video
@@ -320,3 +330,25 @@ def test_a_lost_face_keeps_its_place_within_its_shot() -> None:
     assert shots.tolist() == [0] * 5 + [1] * 3
     assert np.isfinite(boxes[:5]).all()
     assert np.isnan(boxes[5:]).all()
+
+
+def test_a_square_grows_with_long_hair_and_keeps_the_faces_pixels(tmp_path: Path, face_at_box: None) -> None:
+    truth = scene(420, 320)
+    cv2.rectangle(truth, (75, 100), (145, 330), labels.HAIR, -1)  # far below the square of the face
+    square = face_window(BOX[None])
+    assert square.y0 + square.side < 300
+    Image.fromarray(painted(truth)).save("hair.png")
+    assert parse("hair.png", "-o", "labels.png") == 0
+    found = read_labels(tmp_path / "labels.png")
+    assert np.flatnonzero((found == labels.HAIR).any(axis=1)).max() > square.y0 + square.side + 10
+    assert parse_side(square, BOX[None], 128) == pytest.approx(128, rel=0.02)
+    assert parse_side(wider(square), BOX[None], 128) == pytest.approx(128 * 1.3, rel=0.02)
+    assert parse_side(wider(wider(wider(square))), BOX[None], 128) == pytest.approx(128 * 1.7, rel=0.02)
+    assert parse_side(square, np.full((1, 4), np.nan), 128) == 128
+
+
+def test_a_head_that_the_picture_cuts_off_does_not_run_out() -> None:
+    head = np.ones((32, 32), np.uint8)
+    assert not runs_out(head, Square(-5, -5, 110), 100, 100)
+    assert runs_out(head, Square(-5, -5, 80), 100, 100)
+    assert not runs_out(head * 0, Square(10, 10, 50), 100, 100)
