@@ -86,7 +86,11 @@ def _is_video(source: Path) -> bool:
 
 
 def _parse_file(parser: MediaParser, source: Path, target: Path, tick: Tick) -> Parsed:
-    return parser.video(source, target, tick) if _is_video(source) else parser.picture(source, target)
+    if _is_video(source):
+        return parser.video(source, target, tick)
+    parsed = parser.picture(source, target)
+    tick(1, 1)
+    return parsed
 
 
 def _parse_folder(parser: MediaParser, source: Path, out: Path) -> TreeReport:

@@ -17,6 +17,7 @@ from tasks.segment import check_parser, segment
 from tasks.segment_network import HEAD, enlarged_labels, find_islands, segment_network, steady
 from tests.tasks.colour_parser import ColourParser, painted, use_colour_parser
 from tests.tasks.factory import head_clip, make_params
+from tests.tasks.rendered import rendered_clip
 
 NOWHERE = np.full((64, 4), np.nan)
 
@@ -170,3 +171,20 @@ def test_bisenet_is_loaded_and_asked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with torch.inference_mode():
         expected = network(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255).softmax(dim=1)
     assert torch.allclose(share, expected.permute(0, 2, 3, 1), atol=1e-5)
+
+
+def test_the_shipped_weights_find_rendered_heads() -> None:
+    clip = rendered_clip(2, 4, 96)
+    load_network.cache_clear()
+    settings = make_params(parse={"parser": "embedded", "work_px": 128, "smooth_frames": 3}).parse
+    found = np.isin(segment(clip.frames, clip.landmarks, clip.face_box, settings, "cpu"), settings.head_labels)
+    both, either = (found & clip.head).sum(axis=(1, 2)), (found | clip.head).sum(axis=(1, 2))
+    assert (both / either).min() > 0.88
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_half_precision_on_a_gpu_gives_the_same_labels() -> None:
+    clip = rendered_clip(2, 4, 96)
+    settings = make_params(parse={"parser": "embedded", "work_px": 128, "smooth_frames": 3}).parse
+    one, other = (segment(clip.frames, clip.landmarks, clip.face_box, settings, name) for name in ("cpu", "cuda"))
+    assert agreement(one, other) > 0.998
