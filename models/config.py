@@ -118,10 +118,10 @@ class Crop(Section):
 class Parse(Section):
     """Head masks: 19 CelebAMask-HQ classes per pixel."""
 
-    parser: Literal["embedded", "bisenet", "grabcut"]
-    work_px: Positive  # side at which a frame is parsed
+    parser: Literal["embedded", "bisenet", "grabcut"]  # shipped network; public BiSeNet (its file, 512 px); no weights
+    work_px: Positive  # side at which a frame is parsed; networks take the nearest multiple of 32
     grabcut_iterations: Positive
-    smooth_frames: Positive  # odd window of the temporal smoothing
+    smooth_frames: Positive  # odd window of the temporal smoothing; 1: none
     head_labels: list[NonNegative]  # classes that make up the head
 
 
