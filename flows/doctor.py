@@ -140,13 +140,17 @@ def check_weights(params: Params) -> Iterable[Check]:
     """Weights from elsewhere: what is missing, and whether that matters with these settings."""
     from models.pretrained import REGISTRY, WeightsMissingError, find_weights
 
-    needed = {"vgg19"} if params.fusion.perceptual.backbone == "vgg19" else set()
+    needed = {}
+    if params.fusion.perceptual.backbone == "vgg19":
+        needed["vgg19"] = "fusion.perceptual.backbone: vgg19_random"
+    if params.parse.parser == "bisenet":
+        needed["bisenet"] = "parse.parser: embedded"
     for name in REGISTRY:
         try:
             yield Check("ok", f"weights {name}", str(find_weights(name)))
         except WeightsMissingError as error:
             if name in needed:
-                yield Check("problem", f"weights {name}", f"{error} (or set fusion.perceptual.backbone: vgg19_random)")
+                yield Check("problem", f"weights {name}", f"{error} (or set {needed[name]})")
             else:
                 yield Check("note", f"weights {name}", str(error))
 
