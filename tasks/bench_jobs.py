@@ -25,10 +25,6 @@ class Reading:
     frames: int
 
 
-def nothing(_job: object) -> None:
-    """A job that does nothing: what starting the workers costs, with all that they import."""
-
-
 def frames_read(job: CropJob) -> int:
     """How many frames of a video the pipeline decodes before it has its clips (or gives up)."""
     info = probe(job.path)

@@ -2,14 +2,14 @@
 
 Every part runs on the same videos, in the same number of worker processes, one part after the other:
 
-- `start`: workers that only import what they need;
 - `decode`: the frames that the pipeline reads, decoded once and thrown away;
 - `look`: these frames decoded again, and the faces found in them;
 - `parse`: the parser on the cropped clips, nothing written;
 - `whole`: the stages `crop` and `parse` as they always run.
 
-The ratio is whole / (decode + parse), with the workers' start taken off every part, so it holds for any number of
-videos. Detection, cutting, the stores and the measures all count against the pipeline.
+The ratio is whole / (decode + parse). The seconds that the workers take to start (`start`, imports mostly) are taken
+off every part, so that it holds for any number of videos; `ratio_with_start` leaves them in. Detection, cutting, the
+stores and the measures all count against the pipeline.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -61,21 +61,27 @@ def bench_prepare(params: Params, videos: Sequence[Path], folder: Path) -> dict[
     paths = Paths(folder / "data")
     _write_manifest(paths, videos)
     jobs = [CropJob(at, _entry(at, path), path.resolve(), params.crop, Path()) for at, path in enumerate(videos)]
-    counts = _each(bench_jobs.frames_read, jobs, params)  # untimed: it also brings the files into memory
+    counts, _ = _each(bench_jobs.frames_read, jobs, params)  # untimed: it also brings the files into memory
     readings = [Reading(job, int(count or 0)) for job, count in zip(jobs, counts, strict=True)]
-    seconds = {"start": _timed(bench_jobs.nothing, jobs, params), "decode": _timed(bench_jobs.decode, readings, params)}
-    seconds["look"] = _timed(bench_jobs.decode_and_look, readings, params)
+    decode, look = _each(bench_jobs.decode, readings, params)[1], _each(bench_jobs.decode_and_look, readings, params)[1]
     with _Memory() as memory:
         begin = time.monotonic()
         cropped = crop.run(params, paths, "bench")
-        seconds["crop_stage"] = time.monotonic() - begin
-        begin = time.monotonic()
+        middle = time.monotonic()
         parsed = parse.run(params, paths, "bench")
-        seconds["parse_stage"] = time.monotonic() - begin
+        end = time.monotonic()
     rows = ok_clips(read_table(paths.clip_table))["row"].astype(int).tolist()
     clips = paths.clips.resolve()
     alone = [ParseJob(clips, Path(), row, params.parse, params.runtime.device) for row in rows]
-    seconds["parse"] = _timed(bench_jobs.parse_alone, alone, params)
+    parse_alone = _each(bench_jobs.parse_alone, alone, params)[1]
+    seconds = {
+        "start": (look.start_s + parse_alone.start_s) / 2,
+        "decode": decode.work_s,
+        "look": look.work_s,
+        "parse": parse_alone.work_s,
+        "crop_stage": max(middle - begin - look.start_s, 1e-3),
+        "parse_stage": max(end - middle - parse_alone.start_s, 1e-3),
+    }
     frames = sum(reading.frames for reading in readings)
     return _figures(params, seconds, frames, cropped, parsed) | {
         "peak_rss_mb": memory.figures(),
@@ -87,8 +93,7 @@ def bench_prepare(params: Params, videos: Sequence[Path], folder: Path) -> dict[
 def _figures(
     params: Params, seconds: dict[str, float], frames: int, cropped: dict[str, Any], parsed: dict[str, Any]
 ) -> dict[str, Any]:
-    start = seconds["start"]
-    net = {name: max(value - start, 1e-3) for name, value in seconds.items() if name != "start"}
+    start, net = seconds["start"], seconds
     whole, alone = net["crop_stage"] + net["parse_stage"], net["decode"] + net["parse"]
     clip_frames = int(parsed["clips"]) * params.crop.clip_frames
     return {
@@ -99,7 +104,7 @@ def _figures(
         "workers": params.runtime.workers,
         "parser": params.parse.parser,
         "size_px": params.crop.size_px,
-        "seconds": {name: round(value, 2) for name, value in {"start": start, **net, "whole": whole}.items()},
+        "seconds": {name: round(value, 2) for name, value in {**net, "whole": whole}.items()},
         "ratio": round(whole / alone, 3),
         "ratio_with_detection": round(whole / (net["look"] + net["parse"]), 3),
         "ratio_with_start": round((whole + 2 * start) / (alone + 2 * start), 3),
@@ -171,13 +176,24 @@ def _entry(index: int, path: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _each(function: Callable[[Any], Any], jobs: Sequence[Any], params: Params) -> list[Any]:
-    """What the jobs return, in their order; None for one that failed."""
+class _Times(NamedTuple):
+    """Seconds until the first worker was ready, and from then to the last result."""
+
+    start_s: float
+    work_s: float
+
+
+def _each(function: Callable[[Any], Any], jobs: Sequence[Any], params: Params) -> tuple[list[Any], _Times]:
+    """What the jobs return, in their order (None for one that failed), and how long it took."""
     results: list[Any] = [None] * len(jobs)
+    begins, ends = [], []
 
     def keep(index: int, outcome: Outcome) -> None:
         results[index] = outcome.value
+        ends.append(time.monotonic())
+        begins.append(ends[-1] - outcome.seconds)
 
+    begin = time.monotonic()
     run_jobs(
         function,
         jobs,
@@ -187,13 +203,8 @@ def _each(function: Callable[[Any], Any], jobs: Sequence[Any], params: Params) -
         on_result=keep,
         unit="job",
     )
-    return results
-
-
-def _timed(function: Callable[[Any], Any], jobs: Sequence[Any], params: Params) -> float:
-    begin = time.monotonic()
-    _each(function, jobs, params)
-    return time.monotonic() - begin
+    first = max(min(begins, default=begin), begin)
+    return results, _Times(first - begin, max(max(ends, default=first) - first, 1e-3))
 
 
 def _stores(paths: Paths) -> dict[str, Path]:

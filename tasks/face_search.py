@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from facenet_pytorch import MTCNN
 
-from tasks.faces import CUT_SUDDEN, LINK_IOU, Faces, Looks, box_iou
+from tasks.faces import CUT_SUDDEN, LINK_IOU, Faces, Looks, box_iou, face_size
 
 SMALLEST_FACE = 1 / 8
 """MTCNN's search starts at this share of the picture's shorter side (design: H // 8); halving it doubles the time."""
 MIN_MTCNN_PX = 12
+SMALL_BESIDE = 0.4
+"""Once faces are known, those below this share of the largest one's size are not searched for: they are neither the one
+to follow nor a second face that counts (the crop takes 0.8 of `crop.second_face_ratio`)."""
 SEARCH_EVERY = 5
 """Every so many looks the whole picture is searched; a second face that appears for less time may stay unseen."""
 ONET_PX = 48
@@ -76,17 +79,19 @@ def look_at(batches: Iterable[np.ndarray], source_width: int, every: int, min_co
 class Watch:
     """Looks at a video's frames as they come; what was seen stands in `looks`."""
 
-    def __init__(self, every: int, min_confidence: float) -> None:
+    def __init__(self, every: int, min_confidence: float, beside: float = SMALL_BESIDE) -> None:
         self.looks = Looks(every)
-        self._min_confidence = min_confidence
+        self._min_confidence, self._beside = min_confidence, beside
         self._last: np.ndarray | None = None
+        self._before: Faces | None = None
 
     def add(self, frames: np.ndarray, view: View) -> None:
         """Look at the next sampled frames `(n, H, W, 3)` u1 RGB; `view` says where they lie in the video."""
         first = len(self.looks.change)
         for frame in frames:
             self.looks.change.append(self._change(frame))
-        found = follow(frames, self.looks.change[first:], self._min_confidence)
+        found = follow(frames, self.looks.change[first:], self._min_confidence, self._before, self._beside)
+        self._before = found[-1] if found else self._before
         self.looks.faces += [view.faces(faces) for faces in found]
 
     def _change(self, frame: np.ndarray) -> float:
@@ -97,22 +102,33 @@ class Watch:
         return change
 
 
-def follow(frames: np.ndarray, change: Sequence[float], min_confidence: float) -> list[Faces]:
+def follow(
+    frames: np.ndarray,
+    change: Sequence[float],
+    min_confidence: float,
+    before: Faces | None = None,
+    beside: float = SMALL_BESIDE,
+) -> list[Faces]:
     """Faces in successive pictures: some are searched, the others looked at where the faces should be.
 
     Args:
         frames: `(n, H, W, 3)` u1 RGB.
         change: Mean grey difference of each to the one before.
         min_confidence: Detections below are dropped.
+        before: The faces of the picture before the first one, if there was one.
+        beside: See `SMALL_BESIDE`.
 
     Returns:
         One `Faces` per picture, in its pixels.
     """
-    last = len(frames) - 1
-    keys = sorted({*range(0, last + 1, SEARCH_EVERY), last})
-    found = dict(zip(keys, detect(frames[keys], min_confidence), strict=True))
+    last, found = len(frames) - 1, {} if before is None else {-1: before}
+    if before is None:
+        found[0] = detect(frames[:1], min_confidence)[0]
+    start = min(found)
+    keys = sorted({*range(start + SEARCH_EVERY, last, SEARCH_EVERY), last} - set(found))
+    found |= _searched(frames, keys, min_confidence, beside * _largest(found[start]))
     places: list[_Place] = []
-    for a, b in itertools.pairwise(keys):
+    for a, b in itertools.pairwise(sorted(found)):
         if max(change[a + 1 : b + 1]) > CUT_SUDDEN:
             continue
         if not len(found[a].boxes) and not len(found[b].boxes):
@@ -121,9 +137,23 @@ def follow(frames: np.ndarray, change: Sequence[float], min_confidence: float) -
         places += [_Place(t, _between(pair, (t - a) / (b - a))) for t in range(a + 1, b) for pair in pairs]
     seen = _confirmed(frames, places, min_confidence)
     missing = [t for t in range(len(frames)) if t not in found and t not in seen]
-    if missing:
-        found |= dict(zip(missing, detect(frames[missing], min_confidence), strict=True))
+    found |= _searched(frames, missing, min_confidence, beside * _largest(found[start]))
     return [found[t] if t in found else seen[t] for t in range(len(frames))]
+
+
+def _largest(faces: Faces) -> float:
+    return float(face_size(faces.boxes).max(initial=0.0))
+
+
+def _searched(frames: np.ndarray, which: list[int], min_confidence: float, least: float) -> dict[int, Faces]:
+    """Search some pictures; faces smaller than `least` pixels are not looked for where a larger one is found."""
+    if not which:
+        return {}
+    found = dict(zip(which, detect(frames[which], min_confidence, least), strict=True))
+    empty = [t for t in which if not len(found[t].boxes)]
+    if empty and least > 0:
+        found |= dict(zip(empty, detect(frames[empty], min_confidence), strict=True))
+    return found
 
 
 class _Place(NamedTuple):
@@ -211,24 +241,25 @@ def _patch(frame: np.ndarray, square: np.ndarray) -> np.ndarray:
     return cv2.resize(frame[y0:y1, x0:x1], (ONET_PX, ONET_PX), interpolation=cv2.INTER_AREA)
 
 
-def detect(frames: np.ndarray, min_confidence: float) -> list[Faces]:
+def detect(frames: np.ndarray, min_confidence: float, least_px: float = 0.0) -> list[Faces]:
     """Search a batch of pictures of one size.
 
     Args:
         frames: `(n, H, W, 3)` uint8 RGB.
         min_confidence: Detections below are dropped.
+        least_px: Smaller faces need not be found; `SMALLEST_FACE` of the picture's shorter side in any case.
 
     Returns:
         One `Faces` per picture, in its pixels.
     """
     model = _mtcnn()
-    model.min_face_size = max(MIN_MTCNN_PX, int(min(frames.shape[1:3]) * SMALLEST_FACE))
+    model.min_face_size = max(MIN_MTCNN_PX, int(min(frames.shape[1:3]) * SMALLEST_FACE), int(least_px))
     try:
         boxes, probabilities, landmarks = model.detect(frames, landmarks=True)
     except (RuntimeError, ValueError, IndexError):  # facenet-pytorch trips over degenerate proposals of single frames
         if len(frames) == 1:
             return [_no_faces()]
-        return [detect(frame[None], min_confidence)[0] for frame in frames]
+        return [detect(frame[None], min_confidence, least_px)[0] for frame in frames]
     return [_kept(*found, min_confidence) for found in zip(boxes, probabilities, landmarks, strict=True)]
 
 

@@ -20,7 +20,7 @@ from tasks.video_stream import StreamFrame, stream_frames
 
 KEEP_BYTES = 400_000_000
 """Decoded frames held at a time, per worker: 290 of 720p, 130 of 1080p, 32 of 2160p."""
-LOOKS_AT_ONCE = 16
+LOOKS_AT_ONCE = 15
 GAP_S = 0.5
 """Frames farther apart in time are not consecutive for anyone who watches: another shot begins."""
 BOX_ROOM = 1.5
@@ -49,7 +49,7 @@ class Footage:
         """
         self._path, self._info, self._crop, self._section = path, info, crop, section
         self._region = None if box is None else _region(box, info)
-        self._watch = Watch(crop.detect_every_frames, crop.min_confidence)
+        self._watch = Watch(crop.detect_every_frames, crop.min_confidence, 0.8 * crop.second_face_ratio)
         self._stream = stream_frames(path, info, *section)
         self._kept: deque[StreamFrame] = deque()
         self._bytes = 0

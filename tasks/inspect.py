@@ -229,7 +229,7 @@ def _ranked_clips(good: pd.DataFrame, quality: Quality) -> list[Worst]:
         if column not in good:
             continue
         low_is_bad = setting.startswith("min_")
-        ranks = good[column].rank(pct=True, ascending=not low_is_bad).fillna(0)
+        ranks = good[column].rank(pct=True, ascending=not low_is_bad, method="min").fillna(0)
         limit = float(getattr(quality, setting)) if setting else 0.0
         for at, (value, rank) in enumerate(zip(good[column].astype(float), ranks, strict=True)):
             words[at][name], badness[at][name] = f"{column} {value:.3g}", 0.9 * float(rank)

@@ -26,7 +26,7 @@ LENGTH, SIZE = 16, 32
 
 def run_here(function: Callable[[Any], Any], jobs: list[Any], **options: Any) -> None:
     for index, job in enumerate(jobs):
-        options["on_result"](index, Outcome("ok", function(job), "", 0.1))
+        options["on_result"](index, Outcome("ok", function(job), "", 0.001))
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from models.config import Demo
+from tasks import face_search
 from tasks.demo import DemoJob, render
-from tasks.face_search import detect, look_at
-from tasks.faces import Faces, Looks, cuts, face_size, interpolate, link, second_faces
+from tasks.face_search import View, Watch, detect, follow, look_at
+from tasks.faces import Faces, Looks, box_iou, cuts, face_size, interpolate, link, second_faces
 from tests.tasks.videos import face
 
 
@@ -104,3 +105,45 @@ def test_second_faces_count_by_size_and_only_elsewhere() -> None:
     main = box(10, 10, 60)
     looks = looks_of([main, box(100, 10, 40)], [main, box(100, 10, 20)], [main, box(20, 20, 40)], [main])
     assert second_faces(link(looks, 3)[0], looks, 0.5).tolist() == [True, False, False, False]
+
+
+def test_followed_faces_are_where_a_search_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, searched = face(22), []
+    whole = detect(frames, 0.9)
+
+    def counting(part: np.ndarray, *rest: float) -> list[Faces]:
+        searched.append(len(part))
+        return detect(part, *rest)
+
+    monkeypatch.setattr(face_search, "detect", counting)
+    found = follow(frames, [0.0] * 22, 0.9)
+    assert sum(searched) == 6  # frames 0, 5, 10, 15, 20, 21
+    for here, there in zip(found, whole, strict=True):
+        assert len(here.boxes) == 1
+        assert box_iou(here.boxes[0], there.boxes[0]) > 0.75
+        assert np.abs(here.landmarks[0] - there.landmarks[0]).max() < 0.08 * face_size(there.boxes[0])
+    searched.clear()
+    watch = Watch(1, 0.9)
+    for part in np.split(frames[:20], 4):
+        watch.add(part, View(1.0))
+    assert searched == [1, 1, 1, 1, 1]  # the first, and the last of each part: parts know what came before
+    assert [len(faces.boxes) for faces in watch.looks.faces] == [1] * 20
+
+
+def test_where_a_face_comes_or_the_picture_jumps_all_is_searched() -> None:
+    alone, pair = face(6), face(6, person=2)
+    room = np.full_like(alone, 128)
+    frames = np.concatenate([np.concatenate([alone, room], axis=2)[:3], np.concatenate([alone, pair], axis=2)[3:]])
+    assert [len(faces.boxes) for faces in follow(frames, [0.0] * 6, 0.9)] == [1, 1, 1, 2, 2, 2]
+    cut = np.concatenate([alone[:3], np.full_like(alone[:3], 90)])
+    assert [len(faces.boxes) for faces in follow(cut, [0.0, 1, 1, 60, 1, 1], 0.9)] == [1, 1, 1, 0, 0, 0]
+
+
+def test_a_small_face_is_searched_for_once_the_large_one_is_gone() -> None:
+    large = face(8, size_px=128)
+    small = np.full_like(large, 128)
+    small[:, 40:88, 40:88] = face(8, size_px=128)[:, 16:112:2, 16:112:2]
+    found = follow(np.concatenate([large[:6], small[:6]]), [0.0] * 6 + [60.0] + [0.0] * 5, 0.9)
+    sizes = [float(face_size(faces.boxes).max(initial=0)) for faces in found]
+    assert min(sizes[:6]) > 40
+    assert all(10 < size < 35 for size in sizes[6:])
