@@ -121,6 +121,7 @@ class Parse(Section):
     parser: Literal["embedded", "bisenet", "grabcut"]  # shipped network; public BiSeNet (its file, 512 px); no weights
     work_px: Positive  # side at which a frame is parsed; networks take the nearest multiple of 32
     grabcut_iterations: Positive
+    mirror: bool  # networks: average with the mirrored picture; twice the time, a little better
     smooth_frames: Positive  # odd window of the temporal smoothing; 1: none
     head_labels: list[NonNegative]  # classes that make up the head
 

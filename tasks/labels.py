@@ -51,6 +51,9 @@ NAMES = (
 )
 """Class names; the position is the id."""
 
+MIRRORED = ((LEFT_BROW, RIGHT_BROW), (LEFT_EYE, RIGHT_EYE), (LEFT_EAR, RIGHT_EAR))
+"""Classes that change places in a mirrored picture."""
+
 COLOURS = np.array(
     [
         (0, 0, 0),
@@ -76,6 +79,9 @@ COLOURS = np.array(
     dtype=np.uint8,
 )
 """`(19, 3)` RGB of the classes."""
+
+MIRRORED_IDS = [0, 1, 3, 2, 5, 4, 6, 8, 7, *range(9, 19)]
+"""The id that each class has in a mirrored picture."""
 
 UNKNOWN_COLOUR = np.array((255, 0, 255), dtype=np.uint8)
 """RGB of a pixel without a label."""

@@ -82,7 +82,7 @@ class MediaParser:
 
         Args:
             crop: How faces are looked for: `detect_long_side_px` and `min_confidence`.
-            parse: `parser` (a network), `work_px` and `smooth_frames`.
+            parse: `parser` (a network), `work_px`, `mirror` and `smooth_frames`.
             device: auto, cpu, cuda or cuda:N.
             weights: Another weights file than the parser's own.
             overlay: Also write pictures with the labels' colours.
@@ -92,10 +92,10 @@ class MediaParser:
             StageError: The weights or the device are not there.
         """
         self._crop, self._smooth = crop, parse.smooth_frames
-        self._network = load_network(parse.parser, device, weights)
+        self._network = load_network(parse.parser, device, parse.mirror, weights)
         self._work_px = parse.work_px
         self._overlay, self._force = overlay, force
-        self._facts = {"parser": parse.parser, "work_px": parse.work_px, "smooth_frames": parse.smooth_frames}
+        self._facts = parse.model_dump(include={"parser", "work_px", "mirror", "smooth_frames"})
 
     def picture(self, source: Path, target: Path) -> Parsed:
         """Write the label map of a picture, and with overlays `<name>_overlay.jpg` beside it.

@@ -24,12 +24,6 @@ from tasks.errors import StageError
 
 SIDE_PX = 256
 IMAGE_SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
-MIRRORED = (
-    (labels.LEFT_BROW, labels.RIGHT_BROW),
-    (labels.LEFT_EYE, labels.RIGHT_EYE),
-    (labels.LEFT_EAR, labels.RIGHT_EAR),
-)
-"""Classes that change places in a mirrored picture."""
 UNKNOWN = labels.UNKNOWN
 
 
@@ -106,7 +100,7 @@ def repair_sides(class_ids: Tensor) -> tuple[Tensor, int]:
     """
     column = torch.arange(class_ids.shape[-1], device=class_ids.device, dtype=torch.float32)
     votes = torch.zeros(len(class_ids), device=class_ids.device)
-    for left, right in MIRRORED[:2]:
+    for left, right in labels.MIRRORED[:2]:
         counts = [(class_ids == side).sum(dim=1).float() for side in (left, right)]
         sums = [count.sum(dim=1) for count in counts]
         centres = [(count @ column) / total.clamp(min=1) for count, total in zip(counts, sums, strict=True)]
@@ -121,16 +115,15 @@ def repair_sides(class_ids: Tensor) -> tuple[Tensor, int]:
 def mirror_labels(class_ids: Tensor) -> Tensor:
     """Left and right classes exchanged (the pixels stay where they are)."""
     table = torch.arange(256, dtype=class_ids.dtype, device=class_ids.device)
-    for left, right in MIRRORED:
-        table[left], table[right] = right, left
+    table[: len(labels.MIRRORED_IDS)] = torch.tensor(labels.MIRRORED_IDS, dtype=class_ids.dtype)
     return table[class_ids.long()]
 
 
 class Augment:
     """Random views of labelled pictures at a given size."""
 
-    def __init__(self, data: LabelledImages, seed: int) -> None:
-        self._data = data
+    def __init__(self, data: LabelledImages, seed: int, zoomed_out: float) -> None:
+        self._data, self._zoomed_out = data, zoomed_out
         device = data.images.device
         self._random = torch.Generator(device=device).manual_seed(seed)
         self._host = random.Random(seed)  # for sizes: one drawn on the GPU would make it wait
@@ -160,7 +153,9 @@ class Augment:
     def _move(self, image: Tensor, class_ids: Tensor, size_px: int) -> tuple[Tensor, Tensor]:
         """Zoom, turn, shear and shift; what comes into view is another background, or unknown."""
         count = len(image)
-        wide = self._uniform(count) < 0.5  # zoomed out like a video frame; the others near the portrait's own size
+        wide = (
+            self._uniform(count) < self._zoomed_out
+        )  # zoomed out like a video frame; the others near the portrait's own size
         zoom = torch.where(
             wide,
             torch.exp(self._uniform(count, math.log(0.33), math.log(1.0))),

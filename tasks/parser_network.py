@@ -16,6 +16,7 @@ from models.bisenet import BiSeNet
 from models.pretrained import load_registered
 from tasks.device import choose_device
 from tasks.errors import StageError
+from tasks.labels import MIRRORED_IDS
 
 EMBEDDED_FILE = Path(__file__).with_name("weights") / "head_parser.safetensors"
 """Weights of the embedded parser; they come with the package (see the model card beside them)."""
@@ -59,8 +60,8 @@ NETWORKS = {
 class ParserNetwork:
     """A loaded network on its device."""
 
-    def __init__(self, module: nn.Module, device: torch.device, multiple_px: int) -> None:
-        self.device = device
+    def __init__(self, module: nn.Module, device: torch.device, multiple_px: int, mirror: bool) -> None:
+        self.device, self._mirror = device, mirror
         self._multiple = multiple_px
         self._module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -86,17 +87,26 @@ class ParserNetwork:
         """
         batch = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)  # channels last already
         with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.device.type == "cuda"):
-            logits = self._module(batch.float() / 255)
-        return logits.float().permute(0, 2, 3, 1).contiguous().softmax(dim=-1)
+            pictures = batch.float() / 255
+            shares = _shares(self._module(pictures))
+            if self._mirror:
+                shares.add_(_shares(self._module(pictures.flip(-1))).flip(2)[..., MIRRORED_IDS]).mul_(0.5)
+        return shares
+
+
+def _shares(logits: Tensor) -> Tensor:
+    """`(n, 19, S, S)` scores to `(n, S, S, 19)` float32 probabilities."""
+    return logits.float().permute(0, 2, 3, 1).contiguous().softmax(dim=-1)
 
 
 @functools.lru_cache(maxsize=2)
-def load_network(name: str, device: str, file: Path | None = None) -> ParserNetwork:
+def load_network(name: str, device: str, mirror: bool, file: Path | None = None) -> ParserNetwork:
     """A trained parser, loaded once per process.
 
     Args:
         name: Key of `NETWORKS`.
         device: auto, cpu, cuda or cuda:N.
+        mirror: Average with the mirrored picture.
         file: Its weights; None: the package's own, or the registry's place.
 
     Returns:
@@ -110,4 +120,4 @@ def load_network(name: str, device: str, file: Path | None = None) -> ParserNetw
         module = NETWORKS[name].load(file)
     except (OSError, ValueError, RuntimeError) as error:
         raise StageError(f"parser {name}: {error}") from None
-    return ParserNetwork(module, where, NETWORKS[name].multiple_px)
+    return ParserNetwork(module, where, NETWORKS[name].multiple_px, mirror)

@@ -50,7 +50,7 @@ def check_parser(settings: Parse) -> None:
         StageError: Its weights are missing or damaged; the text says which file to put where.
     """
     if settings.parser in NETWORKS:
-        load_network(settings.parser, "cpu")
+        load_network(settings.parser, "cpu", settings.mirror)
 
 
 def _grabcut(
@@ -62,7 +62,7 @@ def _grabcut(
 def _network(
     frames: np.ndarray, _landmarks: np.ndarray, face_box: np.ndarray, settings: Parse, device: str
 ) -> np.ndarray:
-    network = load_network(settings.parser, device)
+    network = load_network(settings.parser, device, settings.mirror)
     return segment_network(frames, face_box, network, settings.work_px, settings.smooth_frames)
 
 

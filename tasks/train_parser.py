@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parser import CLASSES, HeadParser
+from models.parser import CLASSES, HeadParser, load_parser
 from tasks import labels
 from tasks.errors import StageError
 from tasks.parser_data import UNKNOWN, Augment, LabelledImages, read_labelled, repair_sides
@@ -42,6 +42,9 @@ class ParserTraining:
     sizes_px: tuple[int, ...]  # in turn
     ema_steps: int  # the mean over about so many steps is kept
     seed: int
+    zoomed_out: float  # share of the views in which the head is small
+    init: str  # weights file to go on from; empty: from nothing
+    init_share: float  # of those in the result: a mean of both generalises better than either
 
 
 def train_parser(folder: Path, out: Path, settings: ParserTraining, device: torch.device) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def save_weights(network: HeadParser, path: Path) -> None:
 
 
 def parsing_loss(logits: Tensor, class_ids: Tensor) -> Tensor:
-    """Cross entropy, soft Dice over the classes, and both again for the head as a whole.
+    """Cross entropy and soft Dice over the classes, and again entropy and overlap for the head as a whole and the hair.
 
     Args:
         logits: `(B, 19, H, W)`.
@@ -120,13 +123,20 @@ def parsing_loss(logits: Tensor, class_ids: Tensor) -> Tensor:
     present = truth.sum(dim=(0, 2, 3)) > 0
     dice = 1 - (2 * both + 1) / (all_of + 1)
     dice = (dice * present).sum() / present.sum().clamp(min=1)
-    head = share[:, list(HEAD_CLASSES)].sum(dim=1).clamp(1e-5, 1 - 1e-5)
-    is_head = truth[:, list(HEAD_CLASSES)].any(dim=1).float()
-    seen = known[:, 0].float()
-    head_entropy = -(is_head * head.log() + (1 - is_head) * (1 - head).log() * seen).sum() / seen.sum()
-    overlap = (head * is_head).sum(dim=(1, 2))
-    union = (head * seen).sum(dim=(1, 2)) + is_head.sum(dim=(1, 2)) - overlap
-    return entropy + 0.5 * dice + 0.5 * head_entropy + 0.5 * (1 - (overlap + 1) / (union + 1)).mean()
+    total = entropy + 0.5 * dice
+    for classes in (HEAD_CLASSES, (labels.HAIR,)):
+        total = total + 0.5 * _region_loss(share, truth, known[:, 0].float(), list(classes))
+    return total
+
+
+def _region_loss(share: Tensor, truth: Tensor, seen: Tensor, classes: list[int]) -> Tensor:
+    """Binary cross entropy and soft intersection over union of several classes taken as one region."""
+    inside = share[:, classes].sum(dim=1).clamp(1e-5, 1 - 1e-5)
+    wanted = truth[:, classes].any(dim=1).float()
+    entropy = -(wanted * inside.log() + (1 - wanted) * (1 - inside).log()) * seen
+    both = (inside * wanted).sum(dim=(1, 2))
+    either = (inside * seen).sum(dim=(1, 2)) + wanted.sum(dim=(1, 2)) - both
+    return entropy.sum() / seen.sum() + (1 - (both + 1) / (either + 1)).mean()
 
 
 class _Run:
@@ -134,25 +144,27 @@ class _Run:
 
     def __init__(self, data: LabelledImages, settings: ParserTraining, device: torch.device, resume: Path) -> None:
         self._settings, self._device, self._resume = settings, device, resume
-        self._network = HeadParser().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # One that goes on has no batch norms any more: they are folded in, and stay as they were.
+        network = load_parser(settings.init) if settings.init else HeadParser()
+        self._network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean = copy.deepcopy(self._network).eval()
         self._optimiser = torch.optim.AdamW(
             _parameter_groups(self._network, settings.weight_decay), lr=settings.lr, fused=device.type == "cuda"
         )
         self._data, self._step = data, 0
+        self._views = Augment(data, settings.seed, settings.zoomed_out)
         if resume.is_file():
             self._load()
 
     def finish(self) -> HeadParser:
-        """Train to the end; returns the running mean of the weights."""
+        """Train to the end; returns the running mean of the weights, mixed with those it began from."""
         settings, saved = self._settings, time.monotonic()
-        views = Augment(self._data, settings.seed + self._step)
         with progress("train-parser", settings.steps, "step", self._step) as bar:
             while self._step < settings.steps:
                 for group in self._optimiser.param_groups:
                     group["lr"] = settings.lr * _schedule(self._step, settings.steps)
                 size = settings.sizes_px[self._step % len(settings.sizes_px)]
-                image, class_ids = views.batch(settings.batch, size)
+                image, class_ids = self._views.batch(settings.batch, size)
                 loss = self._loss(image.contiguous(memory_format=torch.channels_last), class_ids)
                 self._optimiser.zero_grad()
                 loss.backward()
@@ -169,6 +181,11 @@ class _Run:
                     if time.monotonic() - saved > 60:
                         self._save()
                         saved = time.monotonic()
+        if settings.init:
+            before = load_parser(settings.init, self._device)
+            with torch.no_grad():
+                for mine, theirs in zip(self._mean.parameters(), before.parameters(), strict=True):
+                    mine.lerp_(theirs, settings.init_share)
         return self._mean
 
     def _loss(self, image: Tensor, class_ids: Tensor) -> Tensor:

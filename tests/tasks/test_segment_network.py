@@ -24,7 +24,7 @@ NOWHERE = np.full((64, 4), np.nan)
 
 @pytest.fixture
 def network() -> ParserNetwork:
-    return ParserNetwork(ColourParser(), torch.device("cpu"), 32)
+    return ParserNetwork(ColourParser(), torch.device("cpu"), 32, mirror=False)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_flicker_of_a_still_picture_is_steadied(network: ParserNetwork) -> None:
             out[4] = network.probabilities(painted(disc(32, (16, 16), 5))[None])[0]  # one frame goes wrong
             return out
 
-    odd = Flickering(ColourParser(), torch.device("cpu"), 32)
+    odd = Flickering(ColourParser(), torch.device("cpu"), 32, mirror=False)
     raw, steadied = (segment_network(frames, NOWHERE, odd, 32, window) for window in (1, 3))
     assert not np.array_equal(raw[4], raw[3])
     assert np.array_equal(steadied[4], steadied[3])
@@ -166,7 +166,7 @@ def test_bisenet_is_loaded_and_asked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("tasks.parser_network.load_registered", lambda _name, _file: network.state_dict())
     load_network.cache_clear()
     frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-    share = load_network("bisenet", "cpu").probabilities(frames)
+    share = load_network("bisenet", "cpu", mirror=False).probabilities(frames)
     load_network.cache_clear()
     with torch.inference_mode():
         expected = network(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255).softmax(dim=1)
