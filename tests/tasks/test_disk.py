@@ -33,7 +33,7 @@ def mount(folder: Path, *options: str) -> bool:
     return bool(shutil.which("mount")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-@pytest.fixture(params=["tmpfs", "limit"])
+@pytest.fixture
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A small disk; and, for where a test may not mount one, a limit for the size of a file."""
     folder = tmp_path / "small"
@@ -64,7 +64,9 @@ def clear(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "small"), [("crop", "tmpfs"), ("parse", "tmpfs"), ("crop", "limit")], indirect=["small"]
+)
 def test_the_disk_becomes_full(stage: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With real workers, who meet it first as a rule; the stage goes on when there is room."""
     monkeypatch.setattr(disk, "SPARE_BYTES", 0)

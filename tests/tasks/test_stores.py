@@ -62,8 +62,7 @@ def finished(tmp_path: Path, runner: Runner) -> Paths:
     return paths
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("name", ["frames", "face_box"])
+@pytest.mark.parametrize(("kind", "name"), [*((kind, "frames") for kind in DAMAGE), ("flipped", "face_box")])
 def test_a_damaged_shard_is_an_error_and_only_its_clips_are_made_again(
     kind: str, name: str, finished: Paths, runner: Runner
 ) -> None:
