@@ -17,6 +17,8 @@ from rich.console import Console
 from flows.commands_bench import bench
 from flows.commands_parse import parse
 from flows.commands_setup import doctor, preset
+from flows.commands_train import parser as bench_parser
+from flows.commands_train import train_parser
 from flows.commands_use import animate, inspect, metrics
 from models.config import ConfigError
 from tasks.errors import StageError
@@ -93,6 +95,8 @@ app.command()(inspect)
 app.command()(animate)
 app.command()(metrics)
 app.command()(parse)
+app.command()(train_parser)
+bench.command("parser")(bench_parser)
 app.add_typer(bench, name="bench")
 
 if __name__ == "__main__":

@@ -120,21 +120,28 @@ def mirror_labels(class_ids: Tensor) -> Tensor:
 
 
 class Augment:
-    """Random views of labelled pictures at a given size."""
+    """Random views of labelled pictures at a given size; a step's views depend on the seed and the step alone."""
 
     def __init__(self, data: LabelledImages, seed: int, zoomed_out: float) -> None:
-        self._data, self._zoomed_out = data, zoomed_out
+        self._data, self._seed, self._zoomed_out = data, seed, zoomed_out
         device = data.images.device
-        self._random = torch.Generator(device=device).manual_seed(seed)
-        self._host = random.Random(seed)  # for sizes: one drawn on the GPU would make it wait
+        self._random = torch.Generator(device=device)
+        self._host = random.Random()  # for sizes: one drawn on the GPU would make it wait
         self._backdrops = _backdrops(data)
 
-    def batch(self, count: int, size_px: int) -> tuple[Tensor, Tensor]:
-        """Draw `count` views.
+    def batch(self, step: int, count: int, size_px: int) -> tuple[Tensor, Tensor]:
+        """The views of a step.
+
+        Args:
+            step: Of the training.
+            count: How many.
+            size_px: Their side; a multiple of 8.
 
         Returns:
             Images `(count, 3, S, S)` in [0, 1] and labels `(count, S, S)` int64; 255 where nothing is known.
         """
+        self._random.manual_seed((self._seed << 32) + step)
+        self._host.seed((self._seed << 32) + step)
         pick = torch.randint(len(self._data), (count,), generator=self._random, device=self._data.images.device)
         image, class_ids = self._data.images[pick].float() / 255, self._data.class_ids[pick]
         flip = self._uniform(count) < 0.5

@@ -31,6 +31,10 @@ RARE_WEIGHT = {labels.EARRING: 3.0, labels.NECKLACE: 3.0, labels.HAT: 2.0, label
 """Classes that few pictures show count more in the cross entropy."""
 
 
+SAVE_EVERY_S = 60.0
+LOG_EVERY = 200
+
+
 @dataclass(frozen=True)
 class ParserTraining:
     """Settings of a training run; the values of the shipped weights are the defaults of `head3d train-parser`."""
@@ -164,7 +168,7 @@ class _Run:
                 for group in self._optimiser.param_groups:
                     group["lr"] = settings.lr * _schedule(self._step, settings.steps)
                 size = settings.sizes_px[self._step % len(settings.sizes_px)]
-                image, class_ids = self._views.batch(settings.batch, size)
+                image, class_ids = self._views.batch(self._step, settings.batch, size)
                 loss = self._loss(image.contiguous(memory_format=torch.channels_last), class_ids)
                 self._optimiser.zero_grad()
                 loss.backward()
@@ -173,12 +177,12 @@ class _Run:
                 self._step += 1
                 self._follow()
                 bar.update(1)
-                if self._step % 200 == 0:
+                if self._step % LOG_EVERY == 0:
                     value = float(loss.detach())
                     if not math.isfinite(value):
                         raise StageError(f"the loss is {value} at step {self._step}; try a smaller --lr")
                     bar.set_postfix_str(f"loss {value:.3f}")
-                    if time.monotonic() - saved > 60:
+                    if time.monotonic() - saved > SAVE_EVERY_S:
                         self._save()
                         saved = time.monotonic()
         if settings.init:
