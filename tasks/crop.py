@@ -38,7 +38,7 @@ REASONS = {"failed": "crashed", "crashed": "crashed", "deadline": "deadline"}
 AGAIN = frozenset({"missing", "deadline", "crashed"})
 """Reasons that may be gone another time: such a video is tried again whenever the stage runs."""
 STORED_SHARE = 0.8
-"""Of the frames' bytes remain so many after compression (measured on real clips)."""
+"""Of the frames' bytes at most so many remain after compression (0.61 on real clips at 128 px)."""
 
 
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:

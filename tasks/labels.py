@@ -28,6 +28,11 @@ HAT = 18
 UNKNOWN = 255
 """Not parsed."""
 
+HEAD = (*range(SKIN, LOWER_LIP + 1), HAIR)
+"""The head without neck and hat, as figures count it."""
+HEAD_AND_HAT = (*HEAD, HAT)
+"""What hangs together as one head, whatever `parse.head_labels` is."""
+
 NAMES = (
     "background",
     "skin",

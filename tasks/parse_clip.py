@@ -20,8 +20,6 @@ from tasks.stores import array, open_store
 
 AREA_MIN, AREA_MAX = 0.03, 0.92
 """Share of the frame that a head may take; outside it the segmentation has failed. (A crop is made about the face.)"""
-MEMBERS = (*range(1, 14), labels.HAIR, labels.HAT)
-"""What counts as head for that judgement, whatever `parse.head_labels` is."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def check_area(class_ids: np.ndarray) -> None:
     Raises:
         SegmentationError: A frame has no head, or the head takes an implausible share of the clip.
     """
-    area = head_mask(class_ids, list(MEMBERS)).mean(axis=(1, 2))
+    area = head_mask(class_ids, list(labels.HEAD_AND_HAT)).mean(axis=(1, 2))
     if not area.all():
         text = f"no head in {int((area == 0).sum())} of {len(area)} frames"
         raise SegmentationError("empty_mask", text)

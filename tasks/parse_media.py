@@ -34,9 +34,9 @@ from tasks.head_window import (
     wider,
 )
 from tasks.image_read import read_image
-from tasks.labels import head_mask
+from tasks.labels import HEAD_AND_HAT, head_mask
 from tasks.parser_network import load_network
-from tasks.segment_network import HEAD, label_maps, steady
+from tasks.segment_network import label_maps, steady
 from tasks.sheets import colour_labels, draw_outline
 from tasks.video import VideoError, VideoInfo, probe
 from tasks.video_stream import StreamFrame, stream_frames
@@ -171,7 +171,7 @@ class MediaParser:
         for _ in range(WIDER_TIMES):
             cut = square.cut(image, self._side(square, boxes))
             best = self._network.probabilities(cut[None])[0].max(dim=-1).indices
-            head = head_mask(best.byte().cpu().numpy(), list(HEAD))
+            head = head_mask(best.byte().cpu().numpy(), list(HEAD_AND_HAT))
             if not runs_out(head, square, *image.shape[1::-1]):
                 break
             square = wider(square)
@@ -254,7 +254,7 @@ def overlay_picture(image: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
     """A picture `(H, W, 3)` with its labels' colours over it and the head outlined."""
     mixed = image * (1 - COLOUR_SHARE) + colour_labels(class_ids) * COLOUR_SHARE
     out = np.where((class_ids > 0)[..., None], mixed.round().astype(np.uint8), image)
-    return draw_outline(out, head_mask(class_ids, list(HEAD)))
+    return draw_outline(out, head_mask(class_ids, list(HEAD_AND_HAT)))
 
 
 def _before(index: int) -> Callable[[StreamFrame], bool]:

@@ -12,7 +12,6 @@ from torch import Tensor
 from tasks import labels
 from tasks.parser_data import LabelledImages
 
-HEAD_CLASSES = (*range(1, 14), labels.HAIR)
 SHRUNK = 0.45
 SIZES_PX = (128, 192, 256)
 
@@ -64,7 +63,7 @@ def overlap(counts: Tensor) -> dict[str, Any]:
     right, truth, said = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
     f1 = 2 * right / (truth + said).clamp(min=1)
     head = torch.zeros(len(counts), dtype=torch.bool)
-    head[list(HEAD_CLASSES)] = True
+    head[list(labels.HEAD)] = True
     both = counts[head][:, head].sum()
     either = truth[head].sum() + said[head].sum() - both
     hair = labels.HAIR

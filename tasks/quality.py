@@ -16,8 +16,6 @@ from models.config import Quality
 from models.landmark_pose import fit_landmarks
 from tasks import labels
 
-HEAD = (*range(labels.SKIN, labels.LOWER_LIP + 1), labels.HAIR, labels.HAT)
-"""What counts as head here, whatever `parse.head_labels` is."""
 FACE = tuple(range(labels.SKIN, labels.LOWER_LIP + 1))
 """What must not run out of the frame at the bottom; hair, neck and cloth may."""
 SHARPNESS_PX = 64
@@ -58,7 +56,7 @@ def measure(frames: np.ndarray, class_ids: np.ndarray, landmarks: np.ndarray) ->
         `mask_jump`: largest 1 - intersection over union of successive head masks.
         `least_yaw_deg`: see `least_yaw`; NaN without landmarks.
     """
-    head = labels.head_mask(class_ids, list(HEAD))
+    head = labels.head_mask(class_ids, list(labels.HEAD_AND_HAT))
     return {
         "border_share": round(border_share(class_ids), 5),
         "head_area": round(float(head.mean()), 5),
@@ -97,7 +95,7 @@ def border_share(class_ids: np.ndarray) -> float:
     Args:
         class_ids: `(T, H, W)` u1.
     """
-    head, face = (labels.head_mask(class_ids, list(ids)) for ids in (HEAD, FACE))
+    head, face = (labels.head_mask(class_ids, list(ids)) for ids in (labels.HEAD_AND_HAT, FACE))
     height, width = class_ids.shape[1:]
     touched = head[:, 0].sum() + head[:, 1:-1, 0].sum() + head[:, 1:-1, -1].sum() + face[:, -1].sum()
     return float(touched / (len(class_ids) * (2 * width + 2 * (height - 2))))

@@ -22,8 +22,6 @@ COLOUR_SIGMA = 12.0
 """Difference of colour (of 255, root mean square over 3 x 3 pixels) at which a neighbouring frame counts 0.6."""
 ISLAND_GAP = 0.012
 """Parts of the head that are this share of the frame's side apart (a strand, an earring) still belong together."""
-HEAD = (*range(labels.SKIN, labels.LOWER_LIP + 1), labels.HAIR, labels.HAT)
-"""What hangs together as one head, whatever `parse.head_labels` is."""
 LARGE_PIXELS = 4_000_000
 """A larger picture's probabilities are enlarged in strips of so many pixels."""
 
@@ -138,7 +136,7 @@ def label_maps(shares: Tensor, size: tuple[int, int], face_boxes: np.ndarray) ->
             where = torch.from_numpy(cv2.dilate(islands.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
             where = where.to(share.device)
             others = share[where]
-            others[:, list(HEAD)] = 0
+            others[:, list(labels.HEAD_AND_HAT)] = 0
             share[where] = others
             class_ids[where.cpu().numpy()] = others.max(dim=-1).indices.byte().cpu().numpy()
         yield class_ids if size == (side, side) else enlarged_labels(share, class_ids, size)
@@ -204,7 +202,7 @@ def find_islands(class_ids: np.ndarray, face_box: np.ndarray) -> np.ndarray | No
     Returns:
         `(H, W)` bool, or None where there are none.
     """
-    head = head_mask(class_ids, list(HEAD))
+    head = head_mask(class_ids, list(labels.HEAD_AND_HAT))
     reach = max(1, round(ISLAND_GAP * max(head.shape) / 2))
     joined = cv2.dilate(head, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
     count, parts, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=8, ltype=cv2.CV_32S)

@@ -26,7 +26,6 @@ from tasks.parser_data import UNKNOWN, Augment, LabelledImages, read_labelled, r
 from tasks.parser_score import score
 from tasks.progress import progress
 
-HEAD_CLASSES = (*range(1, 14), labels.HAIR)
 RARE_WEIGHT = {labels.EARRING: 3.0, labels.NECKLACE: 3.0, labels.HAT: 2.0, labels.GLASSES: 2.0}
 """Classes that few pictures show count more in the cross entropy."""
 
@@ -128,7 +127,7 @@ def parsing_loss(logits: Tensor, class_ids: Tensor) -> Tensor:
     dice = 1 - (2 * both + 1) / (all_of + 1)
     dice = (dice * present).sum() / present.sum().clamp(min=1)
     total = entropy + 0.5 * dice
-    for classes in (HEAD_CLASSES, (labels.HAIR,)):
+    for classes in (labels.HEAD, (labels.HAIR,)):
         total = total + 0.5 * _region_loss(share, truth, known[:, 0].float(), list(classes))
     return total
 

@@ -12,9 +12,10 @@ import torch
 from models.bisenet import BiSeNet
 from tasks import labels
 from tasks.errors import StageError
+from tasks.labels import HEAD_AND_HAT
 from tasks.parser_network import ParserNetwork, load_network
 from tasks.segment import check_parser, segment
-from tasks.segment_network import HEAD, enlarged_labels, find_islands, segment_network, steady
+from tasks.segment_network import enlarged_labels, find_islands, segment_network, steady
 from tests.tasks.colour_parser import ColourParser, painted, use_colour_parser
 from tests.tasks.factory import head_clip, make_params
 from tests.tasks.rendered import rendered_clip
@@ -122,7 +123,7 @@ def test_only_the_head_under_the_face_box_stays(network: ParserNetwork) -> None:
     class_ids[50:, :30] = labels.CLOTH
     frames = painted(class_ids)[None]
     largest = segment_network(frames, NOWHERE, network, 64, 1)[0]
-    assert not np.isin(largest[:, :28], HEAD).any()
+    assert not np.isin(largest[:, :28], HEAD_AND_HAT).any()
     assert (largest[52:, :28] == labels.CLOTH).all()
     assert agreement(largest[:, 28:], class_ids[:, 28:]) == 1.0
     chosen = segment_network(frames, np.array([[8.0, 14, 20, 26]]), network, 64, 1)[0]
