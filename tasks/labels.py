@@ -1,9 +1,9 @@
 """The 19 classes of CelebAMask-HQ: ids, names and the colours in which pictures show them.
 
 Left and right are the person's own, as in the data set: class 2 is the brow at the right of the picture. The head that
-the networks see is a set of these ids (`parse.head_labels`); the presets take 1-13, 17 and 18, that is skin, brows, eyes,
-glasses, ears, earring, nose, mouth, lips, hair and hat: a hat moves with the head, and tight curls are taken for one now
-and then. Neck, necklace and cloth stay outside. Figures count the head without hats (`HEAD`).
+the networks see is a set of these ids (`parse.head_labels`); the presets take 1-13, 17 and 18, that is skin, brows,
+eyes, glasses, ears, earring, nose, mouth, lips, hair and hat: a hat moves with the head, and tight curls are taken for
+one now and then. Neck, necklace and cloth stay outside. Figures count the head without hats (`HEAD`).
 """
 
 from __future__ import annotations
