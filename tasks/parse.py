@@ -24,12 +24,14 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from models.config import Params, Parse
+from models.config import Params, Parse, Runtime
 from tasks.clip_table import ok_clips, read_table
+from tasks.device import choose_device
 from tasks.disk import check_room, check_writable, storage_errors
 from tasks.errors import StageError
 from tasks.labels import NAMES, head_mask
 from tasks.parse_clip import ParseJob, parse_clip
+from tasks.parser_network import NETWORKS
 from tasks.paths import Paths
 from tasks.progress import progress
 from tasks.segment import check_parser
@@ -58,6 +60,8 @@ AGAIN = frozenset({"deadline", "crashed"})
 """Reasons that may be gone another time: such a clip is tried again whenever the stage runs."""
 STORED_SHARE = 0.05
 """Of the labels' and masks' bytes at most so many remain after compression (0.03 on real clips at 128 px)."""
+GPU_WORKERS = 4
+"""Processes that share a GPU: each holds a context and a batch there, and a few keep it busy."""
 OWN_COLUMNS = ("row", "clip", "status", "reason", "detail", "head_area", "flicker")
 
 
@@ -192,7 +196,7 @@ class _Run:
         run_jobs(
             parse_clip,
             [ParseJob(self._paths.clips.resolve(), spool.file(row), row, settings, runtime.device) for row in todo],
-            workers=runtime.workers,
+            workers=_workers(settings, runtime),
             deadline_s=runtime.video_deadline_s,
             label="parse",
             on_result=keep,
@@ -352,3 +356,9 @@ def _names(paths: Paths, rows: np.ndarray) -> dict[int, str]:
     table = ok_clips(read_table(paths.clip_table))
     known = dict(zip(table["row"].astype(int), table["clip"].astype(str), strict=True))
     return {int(row): known[int(row)] for row in rows if int(row) in known}
+
+
+def _workers(settings: Parse, runtime: Runtime) -> int:
+    """How many processes parse: fewer where they share a GPU."""
+    on_gpu = settings.parser in NETWORKS and choose_device(runtime.device).type == "cuda"
+    return min(runtime.workers, GPU_WORKERS) if on_gpu else runtime.workers

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tasks import parse, parse_clip
 from tasks.errors import StageError
@@ -162,3 +163,13 @@ def test_implausible_masks_are_refused() -> None:
         parse_clip.check_area(class_ids)
     with pytest.raises(parse_clip.SegmentationError, match="100%"):
         parse_clip.check_area(np.ones((2, 10, 10), np.uint8))
+
+
+def test_few_processes_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = parse_params(runtime={"workers": 16})
+    monkeypatch.setattr(parse, "choose_device", lambda _: torch.device("cuda"))
+    embedded = params.parse.model_copy(update={"parser": "embedded"})
+    assert parse._workers(embedded, params.runtime) == parse.GPU_WORKERS
+    assert parse._workers(params.parse.model_copy(update={"parser": "grabcut"}), params.runtime) == 16
+    monkeypatch.setattr(parse, "choose_device", lambda _: torch.device("cpu"))
+    assert parse._workers(embedded, params.runtime) == 16
