@@ -147,6 +147,7 @@ def animate(
     references: Annotated[
         int | None, typer.Option(min=1, help="Frames of the subject to use. None: params.yaml.")
     ] = None,
+    pick: Annotated[str, typer.Option(help="How they are chosen: even (in time) or spread (by pose).")] = "even",
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. None: params.yaml.")] = None,
     checkpoints: Annotated[
         Path | None, typer.Option(help="Folder with geometry/, canonical/ and fusion/. None: data/checkpoints.")
@@ -176,6 +177,7 @@ def animate(
         device=device or params.runtime.device,
         mode=mode or params.generate.mode,
         references=references or params.generate.references,
+        pick=pick,
     )
     for key, value in (summary or {}).items():
         typer.echo(f"{key}: {value}")

@@ -122,11 +122,30 @@ class Head3D:
             angles = own.angles_deg + pose.angles_deg - first.angles_deg
             shift = own.translation_m + pose.translation_m - first.translation_m
             pose = HeadPose(angles.clamp(-limit, limit), shift.clamp(-reach, reach))
-        batch = len(images)
-        K = intrinsics(images.shape[-2], images.shape[-1], self.camera.fov_deg, device=images.device)
+        return self._fuse(subject, pose, images)
+
+    @torch.no_grad()
+    def view(self, subject: Subject, pose: HeadPose) -> Output:
+        """The subject at poses given by hand: x_hat_dri takes the place of s_dri in Phi (Sec. 3.4).
+
+        Args:
+            subject: From `subject`.
+            pose: The wanted poses, B of them.
+
+        Returns:
+            The new frames.
+        """
+        return self._fuse(subject, pose, None)
+
+    def _fuse(self, subject: Subject, pose: HeadPose, driving: Tensor | None) -> Output:
+        """x_hat_dri at these poses, and s_hat by stage 3; without driving frames, Phi looks at x_hat_dri instead."""
+        batch = len(pose.angles_deg)
+        height, width = subject.reference.shape[-2:]
+        K = intrinsics(height, width, self.camera.fov_deg, device=subject.reference.device)
         many = CanonicalHead(*(part.expand(batch, -1, -1, -1) for part in subject.head))
         head, _ = render_head(many, subject.depth.expand(batch, -1, -1), pose.pose(), K)
-        fused = self.fusion(head, subject.reference.expand(batch, -1, -1, -1), images)
+        reference = subject.reference.expand(batch, -1, -1, -1)
+        fused = self.fusion(head, reference, head if driving is None else driving)
         return Output(fused.image, head, fused.maps)
 
     @torch.no_grad()

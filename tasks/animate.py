@@ -9,13 +9,15 @@ import numpy as np
 import torch
 
 from models.config import Crop, Parse
+from models.head3d import Head3D, Subject
 from tasks.crop_plan import Refused, plan_clips, square_around
 from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.face_search import look_at
-from tasks.frames import spread_frames, to_uint8
+from tasks.frames import to_uint8
 from tasks.labels import head_mask
 from tasks.progress import progress
+from tasks.references import choose_references
 from tasks.segment import SegmentationError, segment
 from tasks.trained import load_model, load_preparation
 from tasks.video import VideoError, iterate_frames, probe, write_video
@@ -87,8 +89,40 @@ def prepare(path: Path, crop: Crop, parse: Parse, device: str) -> HeadVideo:
     return HeadVideo(np.stack(frames), head_mask(np.concatenate(parts), parse.head_labels), info.fps)
 
 
+def subject_state(model: Head3D, person: HeadVideo, references: int, pick: str) -> Subject:
+    """The canonical head of a prepared video.
+
+    Args:
+        model: The trained model.
+        person: From `prepare`.
+        references: N, how many frames make the canonical head; fewer if the video is shorter.
+        pick: How they are chosen, see `choose_references`; the first chosen is s_ref.
+
+    Returns:
+        The subject, for `drive` and `view`.
+    """
+
+    def angles() -> torch.Tensor:
+        parts = []
+        for i in range(0, len(person.frames), CHUNK):
+            images, masks = person.tensors(slice(i, i + CHUNK), model.device)
+            parts.append(model.pose(images * masks).angles_deg.cpu())
+        return torch.cat(parts)
+
+    chosen = choose_references(len(person.frames), references, pick, angles)
+    return model.subject(*person.tensors(chosen, model.device), reference=0)
+
+
 def animate(
-    subject: Path, driving: Path, out: Path, *, checkpoints: Path, device: str, mode: str, references: int
+    subject: Path,
+    driving: Path,
+    out: Path,
+    *,
+    checkpoints: Path,
+    device: str,
+    mode: str,
+    references: int,
+    pick: str = "even",
 ) -> dict[str, Any]:
     """Write a video of the subject that moves as the driving video does (Sec. 3.4).
 
@@ -100,6 +134,7 @@ def animate(
         device: auto, cpu, cuda or cuda:N.
         mode: absolute (the driving head's pose) or relative (its change, from the reference's pose).
         references: N, how many frames of the subject make the canonical head.
+        pick: How these are chosen: even (in time) or spread (by pose).
 
     Returns:
         Frames, size, fps and device.
@@ -111,8 +146,7 @@ def animate(
     model = load_model(checkpoints, where)
     crop, parse = load_preparation(checkpoints)
     person, motion = (prepare(video, crop, parse, device) for video in (subject, driving))
-    count = min(references, len(person.frames))
-    state = model.subject(*person.tensors(spread_frames(len(person.frames), count), where), reference=0)
+    state = subject_state(model, person, references, pick)
     first = None
     if mode == "relative":
         images, masks = motion.tensors(slice(0, 1), where)

@@ -9,13 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import trimesh
 import zarr
+from PIL import Image
 
 from models.config import Params
 from tasks import canonical, fusion, generate, geometry, parse
 from tasks.animate import animate
 from tasks.clip_data import load_clips
 from tasks.errors import StageError
+from tasks.export_head import export_head
+from tasks.novel_view import novel_views
 from tasks.pairs import choose_pairs
 from tasks.paths import Paths
 from tasks.stores import array
@@ -156,6 +160,7 @@ def test_animate_moves_a_new_video(finished: tuple[Params, Paths], tmp_path: Pat
             device="cpu",
             mode=mode,
             references=3,
+            pick="spread" if mode == "relative" else "even",
         )
         frames = np.concatenate(list(iterate_frames(out)))
         assert frames.shape == (12, 48, 48, 3)
@@ -170,3 +175,22 @@ def test_animate_moves_a_new_video(finished: tuple[Params, Paths], tmp_path: Pat
             mode="absolute",
             references=3,
         )
+
+
+def test_a_new_video_becomes_a_mesh_and_novel_views(finished: tuple[Params, Paths], tmp_path: Path):
+    _, paths = finished
+    video = tmp_path / "subject.mp4"
+    write_video(video, np.repeat(rendered_clip(4, 4, 160).frames, 2, axis=0), 25.0)
+    options: dict[str, Any] = {"checkpoints": paths.data / "checkpoints", "device": "cpu", "references": 3}
+    summary = export_head(video, tmp_path / "head.glb", **options, pick="spread")
+    mesh = trimesh.load_mesh(tmp_path / "head.glb")
+    assert summary["triangles"] == len(mesh.faces) > 100
+    visual: Any = mesh.visual
+    assert np.asarray(visual.material.baseColorTexture.convert("RGB")).std() > 5
+    assert novel_views(video, tmp_path / "turn.mp4", {"yaw": "-20:20:10", "pitch": "5"}, **options)["views"] == 5
+    frames = np.concatenate(list(iterate_frames(tmp_path / "turn.mp4")))
+    assert frames.shape == (5, 48, 48, 3)
+    novel_views(video, tmp_path / "turn.png", {"yaw": "20:-20:10"}, **options)
+    assert Image.open(tmp_path / "turn.png").width > 5 * 128
+    with pytest.raises(StageError, match=r"turn\.gif: views are written as"):
+        novel_views(video, tmp_path / "turn.gif", {"yaw": "0"}, **options)
