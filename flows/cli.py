@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from flows.commands_bench import bench
+from flows.commands_check import check_geometry
 from flows.commands_head import canonical, view
 from flows.commands_parse import parse
 from flows.commands_setup import doctor, preset
@@ -97,6 +98,7 @@ app.command()(animate)
 app.command()(canonical)
 app.command()(view)
 app.command()(metrics)
+app.command()(check_geometry)
 app.command()(parse)
 app.command()(train_parser)
 bench.command("parser")(bench_parser)
