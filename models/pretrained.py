@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Weights:
     Attributes:
         file: Its name.
         url: Where a person gets it.
-        sha256: Its hash, or the first digits of it.
+        sha256: Its hash, or the first digits of it; empty where none is published: then it is not checked.
         licence: Its licence.
         purpose: What it is for here.
     """
@@ -51,11 +52,22 @@ REGISTRY = {
         "code MIT; trained on CelebAMask-HQ: non-commercial research",
         "face parser of parse.parser: bisenet",
     ),
+    "hopenet": Weights(
+        "hopenet_robust_alpha1.pkl",
+        "https://drive.google.com/open?id=1m25PrSE7g9D2q2XJVMR6IA7RaCvWSzCR",
+        "",
+        "code Apache-2.0; trained on 300W-LP: look at its terms, which are for research",
+        "start of F_P (geometry.pose_net.backbone: resnet50)",
+    ),
 }
 
 
 class WeightsMissingError(FileNotFoundError):
     """A weights file is not on this machine; the text says which file to put where."""
+
+
+class WeightsFormatError(WeightsMissingError):
+    """The file is there, but its content is not what its name promises; the text says what is wrong with it."""
 
 
 def weights_folder() -> Path:
@@ -112,3 +124,25 @@ def load_registered(name: str, file: Path | None = None) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise WeightsMissingError(f"{path} holds more than tensors and is not read") from None
+
+
+def load_official(name: str, path: Path | None = None) -> nn.Module:
+    """A network with its published weights, which computes what the published code computes.
+
+    Args:
+        name: `hopenet`: F_P on ResNet-50 (`models.hopenet.HopeNet`).
+        path: The file; None: its own name in `weights_folder()`.
+
+    Returns:
+        The network in eval mode, on the CPU.
+
+    Raises:
+        ValueError: The name is unknown.
+        WeightsMissingError: The file is not there.
+        WeightsFormatError: The file has another format.
+    """
+    if name != "hopenet":
+        raise ValueError(f"there is no official network '{name}'; there is: hopenet")
+    # By name: an import statement would make every stage that reads a weights file depend on the networks.
+    network: nn.Module = importlib.import_module("models.hopenet").load_hopenet(path)
+    return network
