@@ -54,7 +54,7 @@ def canonical(
 def view(
     subject: _Subject,
     out: Annotated[Path, typer.Option("-o", "--out", help="turn.mp4, or turn.png for a strip of all views.")],
-    yaw: Annotated[str | None, typer.Option("--yaw", help="Degrees: a number, or start:end:step.")] = None,
+    yaw: Annotated[str | None, typer.Option("--yaw", help="Degrees: a number, or first:last:step.")] = None,
     pitch: Annotated[str | None, typer.Option("--pitch", help="Degrees, the same.")] = None,
     roll: Annotated[str | None, typer.Option("--roll", help="Degrees, the same.")] = None,
     tx: Annotated[str | None, typer.Option("--tx", help="Metres to the right, the same.")] = None,

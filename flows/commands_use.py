@@ -162,7 +162,10 @@ def animate(
       head3d animate me.mp4 speech.mp4 -o out.mp4 --mode relative --references 5
     """
     from tasks.animate import animate as animate_video
+    from tasks.references import PICKS
 
+    if pick not in PICKS:
+        raise typer.BadParameter(f"'{pick}' is neither {' nor '.join(PICKS)}", param_hint="--pick")
     if mode not in (None, "absolute", "relative"):
         raise typer.BadParameter(f"'{mode}' is neither absolute nor relative", param_hint="--mode")
     subject, driving, out = subject.resolve(), driving.resolve(), out.resolve()

@@ -44,7 +44,7 @@ def parse_range(axis: str, text: str) -> list[float]:
         StageError: It is neither.
     """
     example = "-40:40:5" if axis in AXES[:3] else "-0.05:0.05:0.01"
-    wrong = f"--{axis} {text}: write one number or start:end:step, for example --{axis} {example}"
+    wrong = f"--{axis} {text}: write one number or first:last:step, for example --{axis} {example}"
     try:
         numbers = [float(word) for word in text.split(":")]
     except ValueError:

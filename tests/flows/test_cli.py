@@ -154,6 +154,19 @@ def test_metrics_of_a_video_with_itself(project: Path, capsys: pytest.CaptureFix
     assert result["videos"] == 1
 
 
+def test_a_wrong_pick_or_range_shows_before_any_work(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "a.mp4").touch()
+    for words in (["animate", "a.mp4", "a.mp4"], ["canonical", "a.mp4"], ["view", "a.mp4"]):
+        assert call(*words, "-o", "out.png", "--pick", "best") == 2
+        assert "'best' is neither even nor spread" in capsys.readouterr().err
+    assert call("canonical", "a.mp4", "-o", "head.obj") == 1
+    assert "head.obj: the head is written as .glb" in capsys.readouterr().err
+    assert call("view", "a.mp4", "-o", "turn.png", "--yaw", "-40:40:5") == 1
+    assert "`dvc repro` trains it" in capsys.readouterr().err
+    assert call("view", "--help") == 0
+    assert "first:last:step" in capsys.readouterr().out  # rich takes :end: and others for pictures
+
+
 def test_script_is_installed() -> None:
     script = Path(sys.executable).with_name("head3d")
     done = subprocess.run([str(script), "--version"], capture_output=True, text=True, check=True)

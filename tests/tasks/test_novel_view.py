@@ -38,7 +38,7 @@ def test_ranges(axis: str, text: str, values: list[float]):
 @pytest.mark.parametrize(
     ("ranges", "message"),
     [
-        ({"yaw": "left"}, "--yaw left: write one number or start:end:step, for example --yaw -40:40:5"),
+        ({"yaw": "left"}, "--yaw left: write one number or first:last:step, for example --yaw -40:40:5"),
         ({"tx": "0:1:2:3"}, "for example --tx -0.05:0.05:0.01"),
         ({"yaw": "nan"}, "write one number"),
         ({"yaw": "0:10:0"}, "the step is 0"),
