@@ -50,7 +50,7 @@ def test_rendered_heads_come_back(heads: list[RenderedHead]) -> None:
         assert trip.psnr_once > trip.psnr
         assert trip.psnr > trip.psnr_true - 0.5
         assert trip.off_px < 0.25
-        assert trip.depth_off_mm < 0.3
+        assert trip.depth_off_mm < checking._DEPTH_OFF_MM
 
 
 def test_a_camera_s_pixels_are_less_sharp_and_lie_in_the_same_place(heads: list[RenderedHead]) -> None:
@@ -68,6 +68,16 @@ def test_a_wrong_pose_comes_back_but_misses_the_canonical_depth(heads: list[Rend
     mirrored = Pose(head.pose.rotation.transpose(1, 2), head.pose.translation * torch.tensor([-1.0, 1.0, 1.0]))
     assert round_trip(dataclasses.replace(head, pose=mirrored)).depth_off_mm > 1
     assert round_trip(dataclasses.replace(head, depth=head.depth + 0.01)).depth_off_mm > 1
+
+
+def test_a_camera_half_a_pixel_off_is_noticed(heads: list[RenderedHead], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = checking.intrinsics
+
+    def shifted(height: int, width: int, fov_deg: float) -> torch.Tensor:
+        return right(height, width, fov_deg) + torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
+
+    monkeypatch.setattr(checking, "intrinsics", shifted)
+    assert max(round_trip(head).depth_off_mm for head in heads) > checking._DEPTH_OFF_MM
 
 
 def test_bars_know_their_sense() -> None:
