@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from models.canonical import RecurrentCanonical
-from models.config import Canonical, Crop, Fusion, Geometry, Parse, build
+from models.config import Canonical, ConfigError, Crop, Fusion, Geometry, Parse, SectionT, build
 from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork
 from models.head3d import Head3D
@@ -31,17 +31,10 @@ def load_model(checkpoints: Path, device: torch.device) -> Head3D:
     Raises:
         StageError: A folder is missing or holds other networks.
     """
-    settings = {}
-    for stage in ("geometry", "canonical", "fusion"):
-        file = checkpoints / stage / "config.json"
-        if not file.is_file():
-            raise StageError(
-                f"{file} does not exist: the model is not trained; `dvc repro` trains it, `dvc pull` fetches it"
-            )
-        settings[stage] = json.loads(file.read_text())
-    geometry = build(Geometry, settings["geometry"]["geometry"], "checkpoint geometry")
-    canonical = build(Canonical, settings["canonical"]["canonical"], "checkpoint canonical")
-    fusion = build(Fusion, settings["fusion"]["fusion"], "checkpoint fusion")
+    settings = {stage: _settings(checkpoints / stage) for stage in ("geometry", "canonical", "fusion")}
+    geometry = _section(Geometry, settings["geometry"], "geometry", checkpoints / "geometry")
+    canonical = _section(Canonical, settings["canonical"], "canonical", checkpoints / "canonical")
+    fusion = _section(Fusion, settings["fusion"], "fusion", checkpoints / "fusion")
     model = Head3D(
         DepthNetwork(geometry.depth_net, geometry.camera),
         PoseNetwork(geometry.pose_net, geometry.camera),
@@ -60,8 +53,9 @@ def load_model(checkpoints: Path, device: torch.device) -> Head3D:
 
 def load_preparation(checkpoints: Path) -> tuple[Crop, Parse]:
     """How the videos were cropped and parsed that the model was trained on: new ones must be, too."""
-    settings = _settings(checkpoints / "fusion")
-    return build(Crop, settings["crop"], "checkpoint fusion"), build(Parse, settings["parse"], "checkpoint fusion")
+    folder = checkpoints / "fusion"
+    settings = _settings(folder)
+    return _section(Crop, settings, "crop", folder), _section(Parse, settings, "parse", folder)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -72,3 +66,17 @@ def _settings(folder: Path) -> dict[str, Any]:
         )
     settings: dict[str, Any] = json.loads(file.read_text())
     return settings
+
+
+def _section(model: type[SectionT], settings: dict[str, Any], name: str, folder: Path) -> SectionT:
+    """A section of a checkpoint's own settings.
+
+    Raises:
+        StageError: Another version wrote them.
+    """
+    try:
+        return build(model, settings[name], f"{folder / 'config.json'}, {name}")
+    except (ConfigError, KeyError) as error:
+        raise StageError(
+            f"the checkpoint is of another version of Head3D ({error}); `dvc repro` trains anew, or use that version"
+        ) from None

@@ -15,7 +15,7 @@ from flows.cli import app
 from flows.preset_files import preset_text
 from tasks.video import write_video
 
-COMMANDS = ("preset", "doctor", "inspect", "animate", "canonical", "view", "metrics", "parse")
+COMMANDS = ("preset", "doctor", "inspect", "animate", "canonical", "view", "metrics", "parse", "check-geometry", "train-parser")
 
 
 @pytest.fixture
