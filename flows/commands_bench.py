@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.graph import project_root
-from models.config import load_params
+from flows.project import enter_project
 
 bench = typer.Typer(
     help="Measure this machine.", no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
@@ -56,9 +54,7 @@ def prepare(
     from tasks.bench_videos import bench_videos
 
     named = [path.resolve() for path in videos or []]
-    root = project_root()
-    os.chdir(root)
-    params = load_params(root / "params.yaml")
+    params, _ = enter_project()
     if workers is not None:
         params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"workers": workers})})
     with tempfile.TemporaryDirectory(prefix="head3d-bench-") as folder:
@@ -69,7 +65,7 @@ def prepare(
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
     else:
-        _print(figures)
+        print_figures(figures)
 
 
 def _files(named: list[Path]) -> list[Path]:
@@ -78,7 +74,8 @@ def _files(named: list[Path]) -> list[Path]:
     return [file for path in named for file in (find_videos(path) if path.is_dir() else [path])]
 
 
-def _print(figures: dict[str, Any]) -> None:
+def print_figures(figures: dict[str, Any]) -> None:
+    """Print a table of figures; a group of them takes a row for each."""
     table = Table("figure", "value", box=None, header_style="bold")
     for key, value in figures.items():
         if isinstance(value, dict):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.graph import project_root
-from models.config import load_params
-from tasks.paths import Paths
+from flows.project import enter_project
 
 _Subject = Annotated[
     Path, typer.Argument(metavar="SUBJECT", help="Video of the person to show.", exists=True, dir_okay=False)
@@ -95,14 +92,12 @@ def _options(references: int | None, pick: str, device: str | None, checkpoints:
     if pick not in PICKS:
         raise typer.BadParameter(f"'{pick}' is neither {' nor '.join(PICKS)}", param_hint="--pick")
     checkpoints = checkpoints.resolve() if checkpoints else None
-    root = project_root()
-    params = load_params(root / "params.yaml")
-    os.chdir(root)
+    params, paths = enter_project()
     return {
         "references": references or params.generate.references,
         "pick": pick,
         "device": device or params.runtime.device,
-        "checkpoints": checkpoints or Paths(Path("data")).data / "checkpoints",
+        "checkpoints": checkpoints or paths.data / "checkpoints",
     }
 
 

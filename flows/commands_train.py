@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from flows.commands_bench import print_figures
 
 
 def train_parser(
@@ -58,7 +58,7 @@ def train_parser(
         init_share=init_share,
     )
     figures = training.train_parser(folder, out, settings, choose_device(device))
-    _print(figures)
+    print_figures(figures)
     typer.echo(str(out))
 
 
@@ -86,7 +86,7 @@ def parser(
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
     else:
-        _print(figures)
+        print_figures(figures)
 
 
 def _sides(text: str) -> tuple[int, ...]:
@@ -97,13 +97,3 @@ def _sides(text: str) -> tuple[int, ...]:
     if not sides or any(side <= 0 or side % 32 for side in sides):
         raise typer.BadParameter(f"'{text}' is not a list of multiples of 32, as 256,192", param_hint="--sizes")
     return sides
-
-
-def _print(figures: dict[str, Any]) -> None:
-    table = Table("figure", "value", box=None, header_style="bold")
-    for key, value in figures.items():
-        shown = value
-        if isinstance(value, dict):
-            shown = ", ".join(f"{name} {inner}" for name, inner in value.items() if not isinstance(inner, dict))
-        table.add_row(key, str(shown))
-    Console().print(table)

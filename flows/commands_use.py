@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,18 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.graph import project_root
+from flows.project import enter_project
 from flows.stage import plain
-from models.config import Params, load_params
+from models.config import Params
 from tasks.errors import StageError
 from tasks.paths import Paths
-
-
-def _project() -> tuple[Params, Paths, Path]:
-    """Settings, data paths and the root; the working directory becomes the root, because stored paths start there."""
-    root = project_root()
-    os.chdir(root)
-    return load_params(root / "params.yaml"), Paths(Path("data")), root
 
 
 def inspect(
@@ -60,7 +52,7 @@ def inspect(
     if sum((clip is not None, store, worst is not None, verify)) != 1:
         raise typer.BadParameter("name a clip, or say --store, --worst N or --verify", param_hint="CLIP")
     here = Path.cwd()
-    params, paths, _root = _project()
+    params, paths = enter_project()
     target = None if out is None else here / out
     if verify:
         _verify_stores(paths, as_json)
@@ -170,7 +162,7 @@ def animate(
         raise typer.BadParameter(f"'{mode}' is neither absolute nor relative", param_hint="--mode")
     subject, driving, out = subject.resolve(), driving.resolve(), out.resolve()
     checkpoints = checkpoints.resolve() if checkpoints else None
-    params, paths, _root = _project()
+    params, paths = enter_project()
     out.parent.mkdir(parents=True, exist_ok=True)
     summary = animate_video(
         subject,

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 CLASSES = 19
-TRAINED_PX = 512
-"""Side of the images that the public weights were trained on; they are poor far below it."""
 MULTIPLE_PX = 32
 """The ResNet halves five times."""
 
