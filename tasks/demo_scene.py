@@ -14,7 +14,7 @@ from tasks.demo_person import Person, generator
 from tasks.demo_shape import Axes, _cone, _ellipsoid, _join, smoothstep
 
 _SUPERSAMPLING = 2
-_FAR_M = 1.2
+_FAR_M = 10.0  # behind every head, also one that is drawn from afar (tasks/rendered_heads.py)
 
 
 @dataclass(frozen=True)
