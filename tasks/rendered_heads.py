@@ -30,8 +30,8 @@ _PURPOSE = 7
 """Stream of random numbers of a person's poses; the demo draws its own from others."""
 _DEADLINE_S = 1800.0
 _NEAR_M = 0.03
-"""The head moves so far towards the camera and away from it. The body, which keeps its distance, stands so far back that
-the neck does not hide the chin of a head that moved away."""
+"""The head moves so far towards the camera and away from it. The body, which keeps its distance, stands far enough back
+that the neck does not hide the chin of a head that moved away."""
 
 
 @dataclass(frozen=True)

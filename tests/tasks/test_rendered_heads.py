@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -69,7 +71,7 @@ def test_more_workers_draw_the_same(heads: RenderedHeads) -> None:
 @pytest.mark.parametrize("person", [0, 1])
 def test_the_truth_takes_one_frame_to_another(heads: RenderedHeads, person: int) -> None:
     frames = [person * FRAMES + index for index in range(FRAMES)]
-    pairs = list(zip(frames, frames[1:], strict=False))
+    pairs = list(itertools.pairwise(frames))
     right = [_depth_off_mm(heads, *pair) for pair in pairs]
     assert sum(right) / len(right) < 1.0
     # As if the crop's zoom were not in depth and translation.
