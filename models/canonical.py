@@ -113,4 +113,4 @@ class RecurrentCanonical(nn.Module):
         gathered = self.memory(feature.view(batch, count, *feature.shape[1:]))
         mean = mean_canonical(warped, warp.visibility)
         known = (mean.image / mean.mask.clamp(min=1e-3)).clamp(0.01, 0.99)
-        return CanonicalHead(torch.sigmoid(known.logit() + self.decoder(gathered)) * mean.mask, mean.mask)
+        return CanonicalHead(torch.sigmoid(known.logit() + self.decoder(gathered).float()) * mean.mask, mean.mask)

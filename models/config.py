@@ -35,6 +35,7 @@ class Runtime(Section):
     """How to run on this machine. Not a DVC dependency: nothing here changes a result."""
 
     device: str  # auto | cpu | cuda | cuda:N
+    cuda_graphs: bool  # on a GPU, record a training step once and replay it
     scheduler: str  # local: processes of this machine; tcp://host:port: a Dask cluster that sees the same folders
     workers: Positive  # worker processes of crop and parse (scheduler: local)
     stores: str  # where new Zarr stores go: empty, the data folder; or s3://bucket/folder (any fsspec address)
@@ -166,9 +167,11 @@ class Optim(Section):
 
     batch_videos: Positive
     references: Positive  # N
+    span: Literal["clip", "video"]  # where a sample's N + 1 frames come from: one clip, or all clips of its video
     steps: Positive
     lr_drop_step: Positive  # the learning rates drop by 0.1 here
     log_every_steps: Positive
+    precision: Literal["float32", "bfloat16"]  # of the networks; geometry, losses and weights stay float32
     seed: NonNegative
 
 
@@ -235,10 +238,16 @@ class Fusion(Section):
     lr: PositiveFloat
 
 
+MethodName = Literal[
+    "head3d", "head3d_n1", "head3d_n3", "head3d_n10", "mean_canonical", "no_driving_head", "copy_reference"
+]
+"""What can be generated; tasks/methods.py says what each of them is."""
+
+
 class Generate(Section):
     """Self-reconstruction and cross-identity videos (Sec. 4.1)."""
 
-    methods: list[Literal["head3d", "mean_canonical", "copy_reference"]]
+    methods: list[MethodName]
     self_pairs: NonNegative  # at most; 0: as many as the test set has
     cross_pairs: NonNegative
     references: Positive

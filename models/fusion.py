@@ -82,4 +82,4 @@ class FusionNetwork(nn.Module):
 
         start = mix(of_head[-1], of_reference[-1], None)
         logits = self.decoder(start, lambda e_dec, level: mix(of_head[level], of_reference[level], e_dec))
-        return Fused(mix(head, reference, torch.sigmoid(logits)), maps)
+        return Fused(mix(head, reference, torch.sigmoid(logits.float())), maps)

@@ -95,8 +95,9 @@ def pose_from_euler(yaw_deg: Tensor, pitch_deg: Tensor, roll_deg: Tensor, transl
         The pose to use in `to_canonical` and `to_frame`.
     """
     rotation = rotation_from_euler(yaw_deg, pitch_deg, roll_deg)
-    centre = translation_m.new_tensor([0.0, 0.0, NOMINAL_DISTANCE_M])
-    return Pose(rotation, centre - rotation @ centre + translation_m)
+    # (I - R) c for c on the view axis; no tensor is made from numbers here, which a CUDA graph could not record.
+    eye = torch.eye(3, dtype=rotation.dtype, device=rotation.device)
+    return Pose(rotation, NOMINAL_DISTANCE_M * (eye - rotation)[..., 2] + translation_m)
 
 
 def pixel_grid(height: int, width: int, like: Tensor) -> Tensor:

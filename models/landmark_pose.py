@@ -111,10 +111,14 @@ class InPlane(NamedTuple):
     scale: Tensor
     shift_px: Tensor
 
+    @staticmethod
+    def draw(count: int, generator: torch.Generator) -> Tensor:
+        """What `of` takes: `(count, 4)` numbers in [-1, 1]."""
+        return torch.rand(count, 4, generator=generator) * 2 - 1
+
     @classmethod
-    def draw(cls, count: int, size_px: int, generator: torch.Generator, device: torch.device) -> InPlane:
-        """Random turns within 20 degrees, scales within 8 percent, shifts within 5 percent of the frame."""
-        unit = (torch.rand(count, 4, generator=generator) * 2 - 1).to(device)
+    def of(cls, unit: Tensor, size_px: int) -> InPlane:
+        """Turns within 20 degrees, scales within 8 percent, shifts within 5 percent of the frame."""
         return cls(unit[:, 0] * 20, 1 + unit[:, 1] * 0.08, unit[:, 2:] * 0.05 * size_px)
 
     def apply(self, image: Tensor) -> Tensor:

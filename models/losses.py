@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.motion import Regions
+from models.precision import full_precision
 from models.warp import normalised_grid
 
 
@@ -59,12 +60,22 @@ class RandomTransform:
     Source: FOMM [36] (design: affine I + N(0, 0.05), spline of 5 x 5 points with sigma 0.005).
     """
 
-    def __init__(self, batch: int, generator: torch.Generator, device: torch.device) -> None:
-        noise = torch.randn(batch, 2, 3, generator=generator) * 0.05
-        self.affine = (noise + torch.eye(2, 3)).to(device)
-        line = torch.linspace(-1, 1, 5)
-        self.points = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).view(1, 25, 2).to(device)
-        self.weights = (torch.randn(batch, 25, generator=generator) * 0.005).to(device)
+    def __init__(self, noise: Tensor) -> None:
+        """Build the map.
+
+        Args:
+            noise: Standard normal numbers, `(B, 31)`: see `draw`.
+        """
+        device = noise.device
+        self.affine = noise[:, :6].view(-1, 2, 3) * 0.05 + torch.eye(2, 3, device=device)
+        line = torch.linspace(-1, 1, 5, device=device)
+        self.points = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).view(1, 25, 2)
+        self.weights = noise[:, 6:] * 0.005
+
+    @staticmethod
+    def draw(batch: int, generator: torch.Generator) -> Tensor:
+        """What `__init__` takes, for `batch` maps: 6 numbers of the affine part and 25 of the spline."""
+        return torch.randn(batch, 31, generator=generator)
 
     def __call__(self, xy: Tensor) -> Tensor:
         """Move points.
@@ -97,6 +108,7 @@ class RandomTransform:
         return torch.stack(columns, dim=-1)
 
 
+@full_precision
 def equivariance(regions: Regions, moved: Regions, transform: RandomTransform) -> Tensor:
     """Regions of a transformed image must be the transformed regions (shift and affine part).
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import FlowNet
+from models.precision import full_precision
 from models.warp import normalised_grid
 
 
@@ -85,13 +86,28 @@ class RegionPredictor(nn.Module):
     def forward(self, image: Tensor) -> Regions:
         """Regions of `image (B, 3, h, w)` in [0, 1]."""
         logits = self.head(self.body(image * 2 - 1)).float()
-        _batch, _regions, height, width = logits.shape
-        heat = (logits.flatten(2) / self.temperature).softmax(-1)
-        grid = normalised_grid(height, width, heat).view(1, 1, -1, 2)
-        centre = (heat[..., None] * grid).sum(2)
-        away = grid - centre[:, :, None]
-        covariance = torch.einsum("bkn,bkni,bknj->bkij", heat, away, away)
-        return Regions(centre, _matrix_sqrt(covariance))
+        return regions_from_heat((logits.flatten(2) / self.temperature).softmax(-1).view_as(logits))
+
+
+@full_precision
+def regions_from_heat(heat: Tensor) -> Regions:
+    """Mean and covariance of each heat map.
+
+    Args:
+        heat: `(B, K, h, w)`; every map sums to 1.
+
+    Returns:
+        The regions.
+    """
+    height, width = heat.shape[-2:]
+    grid = normalised_grid(height, width, heat)[0]
+    across, down = grid[0, :, 0], grid[:, 0, 1]
+    columns, rows = heat.sum(2), heat.sum(3)  # (B, K, w), (B, K, h): first moments need only these
+    x, y = columns @ across, rows @ down
+    xx, yy = columns @ across.square() - x * x, rows @ down.square() - y * y
+    xy = ((heat @ across) * down).sum(-1) - x * y
+    covariance = torch.stack([torch.stack([xx, xy], -1), torch.stack([xy, yy], -1)], -2)
+    return Regions(torch.stack([x, y], -1), _matrix_sqrt(covariance))
 
 
 def _matrix_sqrt(matrix: Tensor) -> Tensor:
@@ -114,6 +130,7 @@ def _inverse(matrix: Tensor) -> Tensor:
     return adjugate / (a * d - b * c)[..., None, None]
 
 
+@full_precision
 def heat_maps(regions: Regions, height: int, width: int) -> Tensor:
     """Gaussians of the regions, `(B, K, height, width)`, 1 at the centre."""
     away = normalised_grid(height, width, regions.centre)[:, None] - regions.centre[:, :, None, None]
@@ -121,6 +138,7 @@ def heat_maps(regions: Regions, height: int, width: int) -> Tensor:
     return torch.exp(-0.5 * unit.square().sum(-1))
 
 
+@full_precision
 def candidate_grids(source: Regions, driving: Regions, height: int, width: int) -> Tensor:
     """Where the source would be sampled if everything moved like one region; the background's motion comes first.
 
@@ -195,11 +213,11 @@ class FlowPredictor(nn.Module):
         grids_reference, features_reference = self._candidates(small[1], of_reference, of_driving)
         x = self.body(torch.cat([features_head, features_reference], dim=1))
         height, width = x.shape[-2:]
-        size = x.new_tensor([(width - 1) / 2, (height - 1) / 2])
 
         def mix(mask: nn.Module, grids: Tensor) -> Tensor:
             share = mask(x).float().softmax(1)
-            return (torch.einsum("bkhw,bkhwi->bhwi", share, grids) + 1) * size
+            across, down = (share[..., None] * grids).sum(1).unbind(-1)
+            return torch.stack([(across + 1) * ((width - 1) / 2), (down + 1) * ((height - 1) / 2)], dim=-1)
 
         return FusionMaps(
             mix(self.mask_head, grids_head),

@@ -77,7 +77,7 @@ class PerceptualLoss(nn.Module):
                 a, b = (F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True) for x in (output, target))
             for weight, x, y in zip(self.config.layer_weights, self.features(a), self.features(b), strict=True):
                 if weight:
-                    total = total + weight * (x - y).abs().mean()
+                    total = total + weight * (x - y).abs().mean(dtype=torch.float32)
         return total
 
 

@@ -22,6 +22,7 @@ from models.geometry import (
     to_canonical,
     to_frame,
 )
+from models.precision import full_precision
 
 SURFACE_M = 0.005
 """Softness of the z-buffer: what lies further behind the nearest surface than a few of these does not count."""
@@ -115,13 +116,14 @@ def sample(image: Tensor, pixels: Tensor, padding: str = "zeros") -> Tensor:
         `(B, C, H, W)`.
     """
     height, width = pixels.shape[1:3]
-    grid = pixels / pixels.new_tensor([(width - 1) / 2, (height - 1) / 2]) - 1
+    grid = torch.stack([pixels[..., 0] * (2 / (width - 1)) - 1, pixels[..., 1] * (2 / (height - 1)) - 1], dim=-1)
     if image.shape[-2:] != (height, width):
         grid = F.interpolate(grid.permute(0, 3, 1, 2), image.shape[-2:], mode="bilinear", align_corners=True)
         grid = grid.permute(0, 2, 3, 1)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
+@full_precision
 def warp_canonical_from_frame(depth: Tensor, mask: Tensor, pose: Pose, K: Tensor) -> Warp:
     """How to build the canonical frame x_i^c out of a frame x_i (Eq. 1, sampled backward by Eq. 3).
 
@@ -140,6 +142,7 @@ def warp_canonical_from_frame(depth: Tensor, mask: Tensor, pose: Pose, K: Tensor
     return Warp(pixels, splat.support[:, None] * sample(mask, pixels), splat.depth)
 
 
+@full_precision
 def warp_frame_from_canonical(depth: Tensor, mask: Tensor, pose: Pose, K: Tensor) -> Warp:
     """How to build a frame out of the canonical frame (Eq. 3, sampled backward by Eq. 1).
 
@@ -172,5 +175,5 @@ def flow_from_pixels(pixels: Tensor) -> Tensor:
 
 def normalised_grid(height: int, width: int, like: Tensor) -> Tensor:
     """Identity sampling grid in [-1, 1], `(1, H, W, 2)`, xy."""
-    size = like.new_tensor([(width - 1) / 2, (height - 1) / 2])
-    return (pixel_grid(height, width, like) / size - 1)[None]
+    x, y = pixel_grid(height, width, like).unbind(-1)
+    return torch.stack([x * (2 / (width - 1)) - 1, y * (2 / (height - 1)) - 1], dim=-1)[None]

@@ -8,16 +8,28 @@ import torch
 from torch import Tensor
 
 from models.canonical import RecurrentCanonical, mean_canonical, render_head, warp_references
-from models.config import Canonical, Optim, Params
+from models.config import Canonical, Params
 from models.depth_net import DepthNetwork
 from models.geometry import Pose, intrinsics
 from models.losses import head_reconstruction
 from models.pose_net import HeadPose
+from models.precision import mixed
 from models.warp import Warp
-from tasks.clip_data import Batch, ClipSet, batch_geometry, draw_batch, left_out, load_clips, usable_clips
+from tasks.clip_data import (
+    Batch,
+    ClipSet,
+    Drawn,
+    batch_geometry,
+    draw,
+    gather,
+    left_out,
+    load_clips,
+    step_generator,
+    usable_clips,
+)
 from tasks.device import choose_device
 from tasks.paths import Paths
-from tasks.training import Training, is_finished, load_weights, train, write_losses
+from tasks.training import Training, adam, is_finished, load_weights, train, write_losses
 
 
 def build_networks(config: Canonical, device: torch.device) -> dict[str, torch.nn.Module]:
@@ -50,9 +62,9 @@ class WarpedBatch(NamedTuple):
     driving: Pose
 
 
-def warped_batch(clips: ClipSet, config: Optim, step: int, K: Tensor) -> WarpedBatch:
-    """Draw a step's batch and warp its references by the stored depth and pose (Eq. 1)."""
-    batch = draw_batch(clips, config, step)
+def warped_batch(clips: ClipSet, drawn: Drawn, K: Tensor) -> WarpedBatch:
+    """A step's batch with its references warped by the stored depth and pose (Eq. 1)."""
+    batch = gather(clips, drawn)
     depth, angles, translation = batch_geometry(clips, batch)
     references = HeadPose(angles[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1)).pose()
     driving = HeadPose(angles[:, -1], translation[:, -1]).pose()
@@ -67,20 +79,34 @@ class CanonicalLoss:
         self.config, self.network, self.depth, self.clips = config, network, depth, clips
         self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=clips.frames.device)
 
-    def heads(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def phase(self, step: int) -> str:
+        """All steps are alike."""
+        del step
+        return "eq6"
+
+    def draw(self, step: int) -> Drawn:
+        """A batch."""
+        return draw(self.clips, self.config.train, step_generator(self.config.train, step))
+
+    def heads(self, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
         """x_hat_dri, x_bar_dri (the mean head at the same pose) and x_dri of a step's batch."""
-        batch, warped, warp, driving = warped_batch(self.clips, self.config.train, step, self.K)
+        batch, warped, warp, driving = warped_batch(self.clips, drawn, self.K)
         heads = batch.heads
-        recurrent = self.network(heads[:, :-1], warped, warp)
-        rendered, _ = render_head(recurrent, self.depth(recurrent.image), driving, self.K)
+        with mixed(heads.device, self.config.train.precision):
+            recurrent = self.network(heads[:, :-1], warped, warp)
+            depth = self.depth(recurrent.image)
+        rendered, _ = render_head(recurrent, depth, driving, self.K)
         with torch.no_grad():
             mean = mean_canonical(warped, warp.visibility)
-            rendered_mean, _ = render_head(mean, self.depth(mean.image), driving, self.K)
+            with mixed(heads.device, self.config.train.precision):
+                depth = self.depth(mean.image)
+            rendered_mean, _ = render_head(mean, depth, driving, self.K)
         return rendered, rendered_mean, heads[:, -1]
 
-    def __call__(self, step: int) -> dict[str, Tensor]:
+    def __call__(self, phase: str, drawn: Drawn) -> dict[str, Tensor]:
         """`head` is Eq. 6; `mean_head`, the same error of x_bar^c, is only watched."""
-        rendered, rendered_mean, target = self.heads(step)
+        del phase
+        rendered, rendered_mean, target = self.heads(drawn)
         head = head_reconstruction(rendered, target).mean()
         return {"head": head, "mean_head": head_reconstruction(rendered_mean, target).mean(), "total": head}
 
@@ -98,7 +124,8 @@ def compare_heads(loss: CanonicalLoss, batches: int) -> dict[str, float]:
     """
     ours, mean = 0.0, 0.0
     for step in range(batches):
-        rendered, rendered_mean, target = loss.heads(step)
+        drawn = {name: value.to(loss.clips.frames.device) for name, value in loss.draw(step).items()}
+        rendered, rendered_mean, target = loss.heads(drawn)
         ours += float(head_reconstruction(rendered, target).mean()) / batches
         mean += float(head_reconstruction(rendered_mean, target).mean()) / batches
     return {"head_l1": ours, "head_l1_mean_canonical": mean, "gain_percent": 100 * (1 - ours / max(mean, 1e-9))}
@@ -130,7 +157,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         job = Training(
             "canonical",
             networks,
-            torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.5, 0.999)),
+            adam([{"params": list(network.parameters())}], config.lr),
             config.train.steps,
             CanonicalLoss(config, network, depth, clips),
             lambda step: [config.lr * (0.1 if step >= config.train.lr_drop_step else 1.0)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,12 @@ class ClipSet:
     depth: Tensor | None = None
     angles_deg: Tensor | None = None
     translation_m: Tensor | None = None
+
+    @cached_property
+    def siblings(self) -> list[Tensor]:
+        """For every clip, the positions of all clips of its video."""
+        groups = self.table.groupby("video").indices
+        return [torch.from_numpy(groups[video]) for video in self.table["video"]]
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -178,13 +185,13 @@ def load_clips(
 
 
 class Batch(NamedTuple):
-    """N references and, last, the driving frame of each of B clips.
+    """N references and, last, the driving frame of each of B samples.
 
     Attributes:
         images: `(B, N + 1, 3, H, W)`, in [0, 1].
         masks: Head masks, `(B, N + 1, 1, H, W)`, 0/1.
-        clip: `(B,)`, positions in the set.
-        frame: `(B, N + 1)`.
+        clip: Position of each frame's clip in the set, `(B, N + 1)`.
+        frame: Its place in the clip, `(B, N + 1)`.
         flip: `(B,)` bool; these samples are mirrored.
     """
 
@@ -199,6 +206,10 @@ class Batch(NamedTuple):
         """x: head on black."""
         return self.images * self.masks
 
+    def of(self, values: Tensor) -> Tensor:
+        """What a `(clips, T, ...)` tensor holds for the batch's frames, `(B, N + 1, ...)`; not mirrored."""
+        return values[self.clip, self.frame]
+
     def mirrored(self, values: Tensor) -> Tensor:
         """Mirror `(B, N + 1, ..., W)` values of the flipped samples."""
         return torch.where(self.flip.view(-1, *([1] * (values.dim() - 1))), values.flip(-1), values)
@@ -210,37 +221,64 @@ class Batch(NamedTuple):
         return angles_deg * torch.cat([sign, keep, sign], -1), translation_m * torch.cat([sign, keep, keep], -1)
 
 
-def draw_batch(clips: ClipSet, config: Optim, step: int) -> Batch:
-    """The batch of a step: a function of the seed and the step alone, so that a resumed run draws the same ones.
+Drawn = dict[str, Tensor]
+"""Everything random in a training step, as small tensors: drawn on the CPU, used on the device."""
+
+
+def step_generator(config: Optim, step: int) -> torch.Generator:
+    """The source of all that is random in a step: the seed and the step alone, so that a resumed run draws the same."""
+    return torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+
+
+def draw(clips: ClipSet, config: Optim, generator: torch.Generator) -> Drawn:
+    """Which frames a step looks at, and how they are augmented.
+
+    Args:
+        clips: The training set.
+        config: Batch size, N, and whether a sample's frames come from one clip or from all clips of its video.
+        generator: From `step_generator`.
+
+    Returns:
+        `clip` and `frame` `(B, N + 1)`, `flip (B,)`, `jitter (B, 3)`.
+    """
+    batch, count, length = config.batch_videos, config.references + 1, clips.frames.shape[1]
+    first = torch.randint(len(clips), (batch,), generator=generator)
+    if config.span == "clip":
+        frame = torch.rand(batch, length, generator=generator).argsort(1)[:, :count]
+        clip = first[:, None].expand(-1, count).contiguous()
+    else:
+        picks = []
+        for index in first.tolist():
+            siblings = clips.siblings[index]
+            places = torch.randperm(len(siblings) * length, generator=generator)[:count]
+            picks.append(torch.stack([siblings[places // length], places % length]))
+        clip, frame = torch.stack(picks, dim=1)
+    flip = torch.rand(batch, generator=generator) < 0.5
+    jitter = torch.rand(batch, 3, generator=generator) * 0.3 + 0.85
+    return {"clip": clip, "frame": frame, "flip": flip, "jitter": jitter}
+
+
+def gather(clips: ClipSet, drawn: Drawn) -> Batch:
+    """The frames that were drawn, on the set's device.
 
     Augmentation (our choice): mirror, and brightness, contrast and saturation shared by a sample's frames.
 
     Args:
         clips: The training set.
-        config: Batch size, N and seed.
-        step: Step number.
+        drawn: From `draw`, on the set's device.
 
     Returns:
-        The batch, on the set's device.
+        The batch.
     """
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    batch, count = config.batch_videos, config.references + 1
-    length = clips.frames.shape[1]
-    clip = torch.randint(len(clips), (batch,), generator=generator)
-    frame = torch.rand(batch, length, generator=generator).argsort(1)[:, :count]
-    flip = torch.rand(batch, generator=generator) < 0.5
-    jitter = (torch.rand(batch, 3, generator=generator) * 0.3 + 0.85).to(clips.frames.device)
-    device = clips.frames.device
-    clip, frame, flip = clip.to(device), frame.to(device), flip.to(device)
-    images = clips.frames[clip[:, None], frame].float() / 255
-    masks = clips.head[clip[:, None], frame].float()
-    brightness, contrast, saturation = (value.view(batch, 1, 1, 1, 1) for value in jitter.unbind(1))
+    where = (drawn["clip"], drawn["frame"])
+    images, masks = clips.frames[where].float() / 255, clips.head[where].float()
+    brightness, contrast, saturation = (value.view(-1, 1, 1, 1, 1) for value in drawn["jitter"].unbind(1))
     grey = images.mean(2, keepdim=True)
     images = grey + (images - grey) * saturation
     level = grey.mean((1, 3, 4), keepdim=True)
     images = ((images - level) * contrast + level * brightness).clamp(0, 1)
-    drawn = Batch(images, masks, clip, frame, flip)
-    return drawn._replace(images=drawn.mirrored(images), masks=drawn.mirrored(masks))
+    batch = Batch(images, masks, *where, drawn["flip"])
+    return batch._replace(images=batch.mirrored(images), masks=batch.mirrored(masks))
 
 
 def batch_geometry(clips: ClipSet, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,6 +286,5 @@ def batch_geometry(clips: ClipSet, batch: Batch) -> tuple[Tensor, Tensor, Tensor
     assert clips.depth is not None
     assert clips.angles_deg is not None
     assert clips.translation_m is not None
-    where = (batch.clip[:, None], batch.frame)
-    angles, translation = batch.mirrored_pose(clips.angles_deg[where], clips.translation_m[where])
-    return batch.mirrored(clips.depth[where].float()), angles, translation
+    angles, translation = batch.mirrored_pose(batch.of(clips.angles_deg), batch.of(clips.translation_m))
+    return batch.mirrored(batch.of(clips.depth).float()), angles, translation

@@ -14,13 +14,14 @@ from models.fusion import FusionNetwork
 from models.geometry import intrinsics
 from models.losses import RandomTransform, equivariance
 from models.perceptual import PerceptualLoss
+from models.precision import mixed
 from models.pretrained import load_registered
 from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import load_depth_network, warped_batch
-from tasks.clip_data import ClipSet, left_out, load_clips
+from tasks.clip_data import ClipSet, Drawn, draw, left_out, load_clips, step_generator
 from tasks.device import choose_device
 from tasks.paths import Paths
-from tasks.training import Training, is_finished, load_weights, train, write_losses
+from tasks.training import Training, adam, is_finished, load_weights, train, write_losses
 
 
 def build_networks(config: Fusion, device: torch.device) -> dict[str, torch.nn.Module]:
@@ -44,24 +45,41 @@ class FusionLoss:
         weights = load_registered("vgg19") if config.perceptual.backbone == "vgg19" else None
         self.perceptual = PerceptualLoss(config.perceptual, weights).to(device)
 
+    def phase(self, step: int) -> str:
+        """All steps are alike."""
+        del step
+        return "eq8"
+
+    def draw(self, step: int) -> Drawn:
+        """A batch, and the transforms of the equivariance loss."""
+        config = self.config.train
+        generator = step_generator(config, step)
+        drawn = draw(self.clips, config, generator)
+        drawn["transform"] = RandomTransform.draw(config.batch_videos, generator)
+        return drawn
+
     @torch.no_grad()
-    def inputs(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
         """x_hat_dri, s_ref (one of the references) and s_dri of a step's batch."""
-        batch, warped, warp, driving = warped_batch(self.clips, self.config.train, step, self.K)
-        head = self.canonical(batch.heads[:, :-1], warped, warp)
-        rendered, _ = render_head(head, self.depth(head.image), driving, self.K)
+        batch, warped, warp, driving = warped_batch(self.clips, drawn, self.K)
+        with mixed(self.clips.frames.device, self.config.train.precision):
+            head = self.canonical(batch.heads[:, :-1], warped, warp)
+            depth = self.depth(head.image)
+        rendered, _ = render_head(head, depth, driving, self.K)
         return rendered, batch.images[:, 0], batch.images[:, -1]
 
-    def __call__(self, step: int) -> dict[str, Tensor]:
+    def __call__(self, phase: str, drawn: Drawn) -> dict[str, Tensor]:
         """`frame` is L_rec, `copy_l1` (s_ref in place of the output) and `l1` are only watched."""
-        head, reference, driving = self.inputs(step)
-        fused = self.fusion(head, reference, driving)
-        frame = self.perceptual(fused.image, driving)
-        generator = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + step)
-        transform = RandomTransform(len(driving), generator, driving.device)
+        del phase
+        head, reference, driving = self.inputs(drawn)
+        transform = RandomTransform(drawn["transform"])
         phi = self.fusion.flow
-        small = phi.shrink(driving)
-        equal = equivariance(phi.regions(small), phi.regions(transform.warp(small)), transform)
+        with mixed(driving.device, self.config.train.precision):
+            fused = self.fusion(head, reference, driving)
+            frame = self.perceptual(fused.image, driving)
+            small = phi.shrink(driving)
+            regions, moved = phi.regions(small), phi.regions(transform.warp(small))
+        equal = equivariance(regions, moved, transform)
         with torch.no_grad():
             l1, copy = (fused.image - driving).abs().mean(), (reference - driving).abs().mean()
         total = frame + self.config.equivariance_weight * equal
@@ -95,7 +113,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         job = Training(
             "fusion",
             networks,
-            torch.optim.Adam(networks["fusion"].parameters(), lr=config.lr, betas=(0.5, 0.999)),
+            adam([{"params": list(networks["fusion"].parameters())}], config.lr),
             config.train.steps,
             FusionLoss(config, {**networks, **canonical}, depth, clips),
             lambda step: [config.lr * (0.1 if step >= config.train.lr_drop_step else 1.0)],

@@ -15,13 +15,14 @@ from models.geometry import Pose, intrinsics
 from models.landmark_pose import InPlane, ellipsoid_depth, poses_from_landmarks
 from models.losses import depth_smoothness, head_reconstruction, symmetry
 from models.pose_net import HeadPose, PoseNetwork
-from tasks.clip_data import Batch, ClipSet, draw_batch, left_out, load_clips, usable_clips
+from models.precision import mixed
+from tasks.clip_data import Batch, ClipSet, Drawn, draw, gather, left_out, load_clips, step_generator, usable_clips
 from tasks.device import choose_device
 from tasks.geometry_check import check_stage1
 from tasks.paths import Paths
 from tasks.progress import progress
 from tasks.stores import array, finish_store, geometry_arrays, open_or_create, open_store, read_fingerprint, write_rows
-from tasks.training import Training, is_finished, load_weights, train, write_losses
+from tasks.training import Training, adam, is_finished, load_weights, train, write_losses
 
 
 def build_networks(config: Geometry, device: torch.device) -> dict[str, torch.nn.Module]:
@@ -56,23 +57,34 @@ class GeometryLoss:
         self.angles = torch.stack([angles for angles, _ in labels]).to(clips.frames.device)
         self.translation = torch.stack([translation for _, translation in labels]).to(clips.frames.device)
 
-    def __call__(self, step: int) -> dict[str, Tensor]:
-        """Losses of a training step; the first `bootstrap_steps` are on the labels alone."""
-        batch = draw_batch(self.clips, self.config.train, step)
+    def phase(self, step: int) -> str:
+        """The first `bootstrap_steps` are on the labels alone, the others on Eq. 4."""
+        return "bootstrap" if step < self.config.bootstrap_steps else "eq4"
+
+    def draw(self, step: int) -> Drawn:
+        """A batch, and how its images are moved in their plane."""
+        config = self.config.train
+        generator = step_generator(config, step)
+        drawn = draw(self.clips, config, generator)
+        drawn["move"] = InPlane.draw(config.batch_videos * (config.references + 1), generator)
+        return drawn
+
+    def __call__(self, phase: str, drawn: Drawn) -> dict[str, Tensor]:
+        """Losses of a training step."""
+        batch = gather(self.clips, drawn)
         heads, masks = batch.heads.flatten(0, 1), batch.masks.flatten(0, 1)
-        where = (batch.clip[:, None], batch.frame)
-        labels = batch.mirrored_pose(self.angles[where], self.translation[where])
+        labels = batch.mirrored_pose(batch.of(self.angles), batch.of(self.translation))
         angles, translation = (label.flatten(0, 1) for label in labels)
-        if step < self.config.bootstrap_steps:
+        if phase == "bootstrap":
             # Moving the image in its plane changes roll and translation by a known amount: labels for nothing, and the
             # only way to see enough of them in a short run.
-            generator = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + step)
-            move = InPlane.draw(len(heads), self.clips.size_px, generator, heads.device)
+            move = InPlane.of(drawn["move"], self.clips.size_px)
             heads, masks = move.apply(heads), move.apply(masks)
             angles, translation = move.move(angles, translation, self.K)
-        depth, found = self.networks["depth"](heads), self.networks["pose"](heads)
+        with self.mixed():
+            depth, found = self.networks["depth"](heads), self.networks["pose"](heads)
         prior = {"pose": self._pose_prior(found, angles, translation), "depth": self._depth_prior(depth, masks)}
-        if step < self.config.bootstrap_steps:
+        if phase == "bootstrap":
             return {**prior, "total": prior["pose"] + prior["depth"]}
         losses = self._eq4(batch, depth.view(*batch.frame.shape, *depth.shape[1:]), found.pose())
         total = losses["head"] + self.config.lambda_sym * losses["symmetry"]
@@ -89,8 +101,8 @@ class GeometryLoss:
         """
         known = torch.isfinite(angles).all(-1, keepdim=True)
         error = (found.angles_deg - torch.nan_to_num(angles)).abs() / 10
-        unit = translation.new_tensor([0.005, 0.005, 0.05])
-        error = error + (found.translation_m - torch.nan_to_num(translation)).abs() / unit
+        off = (found.translation_m - torch.nan_to_num(translation)).abs()
+        error = error + torch.cat([off[:, :2] / 0.005, off[:, 2:] / 0.05], dim=-1)
         return (error * known).sum() / (3 * known.sum().clamp(min=1))
 
     def _depth_prior(self, depth: Tensor, masks: Tensor) -> Tensor:
@@ -98,6 +110,10 @@ class GeometryLoss:
         mask = masks[:, 0]
         off = (depth - ellipsoid_depth(mask, self.K)).abs() / 0.02
         return (off * mask).sum() / mask.sum().clamp(min=1)
+
+    def mixed(self) -> torch.autocast:
+        """The networks' precision."""
+        return mixed(self.clips.frames.device, self.config.train.precision)
 
     def _eq4(self, batch: Batch, depth: Tensor, pose: Pose) -> dict[str, Tensor]:
         """The three terms of Eq. 4: N references to the canonical frame, their mean to the driving pose."""
@@ -108,7 +124,8 @@ class GeometryLoss:
         heads, masks = batch.heads, batch.masks
         warped, warp = warp_references(heads[:, :-1], masks[:, :-1], depth[:, :-1], of_references, self.K)
         mean = mean_canonical(warped, warp.visibility)
-        mean_depth = self.networks["depth"](mean.image)
+        with self.mixed():
+            mean_depth = self.networks["depth"](mean.image)
         rendered, _ = render_head(mean, mean_depth, Pose(rotation[:, -1], translation[:, -1]), self.K)
         return {
             "head": head_reconstruction(rendered, heads[:, -1]).mean(),
@@ -122,11 +139,8 @@ def train_geometry(params: Params, paths: Paths, fingerprint: str, device: torch
     config = params.geometry
     clips = load_clips(paths, "train", device, with_geometry=False, quality=params.quality)
     networks = build_networks(config, device)
-    optimiser = torch.optim.Adam(
-        [{"params": networks["depth"].parameters()}, {"params": networks["pose"].parameters()}],
-        lr=config.lr_bootstrap,
-        betas=(0.5, 0.999),
-    )
+    groups = [{"params": list(networks[name].parameters())} for name in ("depth", "pose")]
+    optimiser = adam(groups, config.lr_bootstrap)
 
     def rates(step: int) -> list[float]:
         if step < config.bootstrap_steps:

@@ -1,14 +1,15 @@
-"""The training loop that the three stages share: steps, log, checkpoints, resume."""
+"""The training loop that the three stages share: steps (recorded as CUDA graphs), log, checkpoints, resume."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -20,6 +21,25 @@ from tasks.errors import StageError
 from tasks.progress import progress
 
 
+class StepLoss(Protocol):
+    """The losses of a training stage. What is random in a step is drawn apart from what is computed of it, so that the
+    computation can be recorded once as a CUDA graph."""
+
+    def phase(self, step: int) -> str:
+        """Steps of the same phase compute the same thing on tensors of the same shapes."""
+
+    def draw(self, step: int) -> dict[str, Tensor]:
+        """Everything random of a step, on the CPU: a function of the seed and the step alone."""
+
+    def __call__(self, phase: str, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Named scalar losses; `total` is minimised.
+
+        Args:
+            phase: From `phase`.
+            drawn: From `draw`, on the device.
+        """
+
+
 @dataclass
 class Training:
     """One training stage.
@@ -27,22 +47,44 @@ class Training:
     Attributes:
         name: Stage name; labels the progress bar and the files.
         modules: Networks that are trained, by the name under which their weights are stored.
-        optimiser: Over their parameters.
+        optimiser: Over their parameters; from `adam`.
         steps: How many steps to take.
-        losses: Step number -> named scalar losses; `total` is minimised.
+        losses: What is minimised.
         rates: Step number -> learning rate of each parameter group.
         settings: What is stored beside the weights, so that a checkpoint explains itself.
+        log_every: Steps that a row of the loss curve averages.
     """
 
     name: str
     modules: Mapping[str, nn.Module]
     optimiser: torch.optim.Optimizer
     steps: int
-    losses: Callable[[int], dict[str, Tensor]]
+    losses: StepLoss
     rates: Callable[[int], list[float]]
     settings: Mapping[str, Any]
     log_every: int
     history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks lie."""
+        return next(next(iter(self.modules.values())).parameters()).device
+
+
+def adam(groups: list[dict[str, Any]], lr: float) -> torch.optim.Adam:
+    """Adam with the paper's betas (Sec. 4.2), in the form that the parameters' device runs best.
+
+    Args:
+        groups: Parameter groups, each with a list `params`.
+        lr: Learning rate to start with.
+    """
+    on_gpu = groups[0]["params"][0].is_cuda
+    if not on_gpu:
+        return torch.optim.Adam(groups, lr=lr, betas=(0.5, 0.999))
+    # A rate in a tensor and steps counted on the GPU: both can change between replays of a recorded step.
+    rates = [torch.tensor(lr, device=groups[0]["params"][0].device) for _ in groups]
+    groups = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
+    return torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True, capturable=True)
 
 
 def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> dict[str, float]:
@@ -52,7 +94,7 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
         job: What to train.
         folder: Checkpoint folder of the stage; what another fingerprint wrote there is thrown away.
         fingerprint: Hash of the code, settings and inputs.
-        runtime: How often to write a checkpoint.
+        runtime: How often to write a checkpoint, and whether to record steps.
 
     Returns:
         First and last logged total loss, and the seconds spent in this run.
@@ -63,20 +105,17 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
     begin = time.monotonic()
     step = _resume(job, folder, fingerprint)
     saved = time.monotonic()
+    stepper = Stepper(job, runtime.cuda_graphs)
     with progress(job.name, job.steps, "step", initial=step) as bar:
-        window: list[dict[str, Tensor]] = []
+        window: list[Tensor] = []
         try:
             while step < job.steps:
-                for group, rate in zip(job.optimiser.param_groups, job.rates(step), strict=True):
-                    group["lr"] = rate
-                losses = job.losses(step)
-                job.optimiser.zero_grad(set_to_none=True)
-                losses["total"].backward()
-                job.optimiser.step()
+                window.append(stepper.take(step))
                 step += 1
-                window.append({name: value.detach() for name, value in losses.items()})
-                if step % job.log_every == 0 or step == job.steps:
-                    _log(job, step, window)
+                # A row never mixes phases: their losses have other names.
+                phase_ends = step < job.steps and job.losses.phase(step) != job.losses.phase(step - 1)
+                if step % job.log_every == 0 or step == job.steps or phase_ends:
+                    _log(job, step, stepper.names, torch.stack(window).mean(0).tolist())
                     window = []
                     bar.set_postfix_str(f"loss {job.history[-1]['total']:.4f}")
                     if time.monotonic() - saved > runtime.checkpoint_every_s:
@@ -95,12 +134,74 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
     }
 
 
-def _log(job: Training, step: int, window: list[dict[str, Tensor]]) -> None:
-    row: dict[str, float] = {"step": float(step)}
-    for name in window[-1]:
-        row[name] = float(torch.stack([losses[name] for losses in window if name in losses]).mean())
+class Stepper:
+    """Takes training steps; on a GPU it records one step of each phase as a CUDA graph and replays it.
+
+    A step here is a thousand and more small kernels, and starting them from Python takes several times as long as
+    running them. A recorded step is started at once.
+    """
+
+    WARM_STEPS = 3
+    """Steps taken one by one before the recording: they let cuDNN choose and Adam allocate."""
+
+    def __init__(self, job: Training, record: bool) -> None:
+        self.job, self.names = job, [""]
+        self.record = record and job.device.type == "cuda"
+        self._phase, self._taken = "", 0
+        self._drawn: dict[str, Tensor] = {}
+        self._values = torch.empty(0)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def take(self, step: int) -> Tensor:
+        """Take a step; returns its losses in the order of `names`."""
+        job = self.job
+        phase = job.losses.phase(step)
+        if phase != self._phase:
+            self._phase, self._taken, self._graph = phase, 0, None
+        for group, rate in zip(job.optimiser.param_groups, job.rates(step), strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        drawn = job.losses.draw(step)
+        if self._taken == 0:
+            self._drawn = {name: value.to(job.device) for name, value in drawn.items()}
+        elif job.device.type == "cpu":
+            self._drawn = drawn
+        else:
+            for name, value in drawn.items():
+                self._drawn[name].copy_(value.pin_memory(), non_blocking=True)
+        if self.record and self._taken == self.WARM_STEPS:
+            self._record()
+        if self._graph is None:
+            values = self._compute()
+        else:
+            self._graph.replay()
+            values = self._values.clone()
+        self._taken += 1
+        return values
+
+    def _compute(self) -> Tensor:
+        self.job.optimiser.zero_grad(set_to_none=True)
+        losses = self.job.losses(self._phase, self._drawn)
+        losses["total"].backward()
+        self.job.optimiser.step()
+        self.names = list(losses)
+        return torch.stack([value.detach().float() for value in losses.values()])
+
+    def _record(self) -> None:
+        torch.cuda.synchronize()
+        self.job.optimiser.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._values = self._compute()
+        self._graph = graph
+
+
+def _log(job: Training, step: int, names: list[str], values: list[float]) -> None:
+    row = {"step": float(step), **dict(zip(names, values, strict=True))}
     row["lr"] = float(job.optimiser.param_groups[0]["lr"])
-    bad = [name for name in window[-1] if not torch.isfinite(torch.tensor(row[name]))]
+    bad = [name for name in names if not math.isfinite(row[name])]
     if bad:
         raise StageError(
             f"{job.name}: {', '.join(bad)} is no longer a number at step {step}; "
@@ -123,7 +224,10 @@ def _resume(job: Training, folder: Path, fingerprint: str) -> int:
     state = torch.load(state_file, map_location="cpu", weights_only=True)
     for name, module in job.modules.items():
         module.load_state_dict(state["modules"][name])
+    rates = [group["lr"] for group in job.optimiser.param_groups]
     job.optimiser.load_state_dict(state["optimiser"])
+    for group, rate in zip(job.optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate  # a rate kept in a tensor must stay on its device
     job.history[:] = state["history"]
     return int(state["step"])
 

@@ -58,7 +58,7 @@ def test_ellipsoid_fills_the_mask():
 
 def test_an_in_plane_move_moves_the_pose_as_it_moves_the_picture():
     generator = torch.Generator().manual_seed(3)
-    move = InPlane.draw(4, 128, generator, torch.device("cpu"))
+    move = InPlane.of(InPlane.draw(4, generator), 128)
     points = project_face(torch.tensor([[20.0, 5, 3]]).expand(4, 3))
     angles, translation = poses_from_landmarks(points, K, 60.0, 0.1)
     dots = torch.zeros(4, 5, 128, 128)  # one channel per landmark: a soft dot to find again after the move

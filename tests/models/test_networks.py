@@ -155,7 +155,7 @@ def test_losses_by_hand():
 
 
 def test_equivariance_is_zero_for_regions_that_move_along():
-    transform = RandomTransform(1, torch.Generator().manual_seed(0), torch.device("cpu"))
+    transform = RandomTransform(RandomTransform.draw(1, torch.Generator().manual_seed(0)))
     moved = Regions(torch.tensor([[[0.1, -0.2], [0.4, 0.3]]]), 0.2 * torch.eye(2).expand(1, 2, 2, 2))
     along = Regions(transform(moved.centre), transform.jacobian(moved.centre) @ moved.frame)
     assert equivariance(along, moved, transform).item() < 1e-5

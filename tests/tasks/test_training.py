@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
-from models.config import Params, Runtime
+from models.config import Optim, Params, Runtime
 from tasks import canonical, fusion, geometry, parse
-from tasks.clip_data import batch_geometry, draw_batch, load_clips
+from tasks.clip_data import Batch, ClipSet, batch_geometry, draw, gather, load_clips, step_generator
 from tasks.errors import StageError
 from tasks.paths import Paths
 from tasks.stores import array, open_store
-from tasks.training import Training, is_finished, load_weights, train
+from tasks.training import Training, adam, is_finished, load_weights, train
 from tests.tasks.rendered import make_clip_store, parse_params
 
 STAGES: dict[str, Callable[[Params, Paths, str], dict[str, Any]]] = {
@@ -89,12 +89,12 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     ]
     real = module.__call__
 
-    def interrupted(self: Any, step: int) -> dict[str, torch.Tensor]:
+    def interrupted(self: Any, phase: str, drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return real(self, step)
+        return real(self, phase, drawn)
 
     marker = trained.checkpoint(stage) / "stage.json"
     marker.write_text(marker.read_text().replace(f"fp-{stage}", "another"))  # so that it trains anew
@@ -119,7 +119,7 @@ def test_stage_1_learns_from_its_start(prepared: Paths, tmp_path: Path):
     params = settings(geometry={"bootstrap_steps": 40}).geometry
     networks = geometry.build_networks(params, CPU)
     loss = geometry.GeometryLoss(params, networks, clips)
-    optimiser = torch.optim.Adam([p for n in networks.values() for p in n.parameters()], lr=1e-3, betas=(0.5, 0.999))
+    optimiser = adam([{"params": [p for n in networks.values() for p in n.parameters()]}], 1e-3)
     job = Training("geometry", networks, optimiser, 40, loss, lambda _: [1e-3], {}, log_every=10)
     train(job, tmp_path / "geometry", "fp", settings().runtime)
     first, last = job.history[0], job.history[-1]
@@ -142,10 +142,14 @@ def test_geometry_store_holds_what_the_networks_say(trained: Paths):
     assert np.asarray(array(open_store(trained.geometry), "done")[:]).tolist() == [0, 1, 1, 1, 1, 1, 1]
 
 
+def drawn_batch(clips: ClipSet, config: Optim, step: int) -> Batch:
+    return gather(clips, draw(clips, config, step_generator(config, step)))
+
+
 def test_batches_depend_on_seed_and_step_alone(trained: Paths):
     clips = load_clips(trained, "train", CPU, with_geometry=True)
     config = settings().geometry.train
-    one, two, other = (draw_batch(clips, config, step) for step in (5, 5, 6))
+    one, two, other = (drawn_batch(clips, config, step) for step in (5, 5, 6))
     assert torch.equal(one.images, two.images)
     assert not torch.equal(one.images, other.images)
     assert all(len(set(row.tolist())) == 3 for row in one.frame)  # N references and the driving frame are different
@@ -154,9 +158,9 @@ def test_batches_depend_on_seed_and_step_alone(trained: Paths):
 def test_a_mirrored_sample_has_mirrored_geometry(trained: Paths):
     clips = load_clips(trained, "train", CPU, with_geometry=True)
     config = settings().geometry.train
-    batch = next(b for b in (draw_batch(clips, config, step) for step in range(20)) if b.flip[0])
+    batch = next(b for b in (drawn_batch(clips, config, step) for step in range(20)) if b.flip[0])
     depth, angles, translation = batch_geometry(clips, batch)
-    where = (batch.clip[:, None], batch.frame)
+    where = (batch.clip, batch.frame)
     assert clips.depth is not None
     assert clips.angles_deg is not None
     assert clips.translation_m is not None
@@ -166,6 +170,21 @@ def test_a_mirrored_sample_has_mirrored_geometry(trained: Paths):
     assert torch.equal(batch.masks[0], clips.head[where].float()[0].flip(-1))
 
 
+class BreaksAtStep4:
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+
+    def phase(self, step: int) -> str:
+        return "only"
+
+    def draw(self, step: int) -> dict[str, torch.Tensor]:
+        return {"factor": torch.tensor(float("nan") if step == 3 else 1.0)}
+
+    def __call__(self, phase: str, drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        value = self.network(torch.ones(1, 1)).sum() * drawn["factor"]
+        return {"frame": value, "total": value}
+
+
 def test_a_loss_that_is_no_number_is_named(tmp_path: Path):
     network = torch.nn.Linear(1, 1)
     job = Training(
@@ -173,13 +192,13 @@ def test_a_loss_that_is_no_number_is_named(tmp_path: Path):
         {"net": network},
         torch.optim.Adam(network.parameters()),
         5,
-        lambda step: {"frame": (v := network(torch.ones(1, 1)).sum() * (float("nan") if step == 3 else 1)), "total": v},
+        BreaksAtStep4(network),
         lambda _: [1e-3],
         {},
         log_every=1,
     )
     runtime = Runtime(
-        device="cpu", scheduler="local", stores="", workers=1, video_deadline_s=1.0, checkpoint_every_s=1.0
+        device="cpu", cuda_graphs=False, scheduler="local", stores="", workers=1, video_deadline_s=1.0, checkpoint_every_s=1.0
     )
     with pytest.raises(StageError, match=r"frame, total is no longer a number at step 4"):
         train(job, tmp_path / "fusion", "fp", runtime)

@@ -1,0 +1,33 @@
+"""Which part of a step may run in bfloat16: the networks; never the geometry, whose pixels need more than 8 bits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def mixed(device: torch.device, precision: str) -> torch.autocast:
+    """Context in which convolutions and matrix products run in `precision`; the weights stay float32.
+
+    Args:
+        device: Where the networks lie.
+        precision: `float32` or `bfloat16`.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of a function of float32 tensors that stays float32 inside `mixed` (einsum would not)."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
