@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
+from flows.preset_files import preset_text
 from flows.project import enter_project
+from models.config import Params, build, load_params
 
 bench = typer.Typer(
     help="Measure this machine.", no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
@@ -66,6 +69,62 @@ def prepare(
         typer.echo(json.dumps(figures, indent=2))
     else:
         print_figures(figures)
+
+
+@bench.command()
+def geometry(
+    people: Annotated[int, typer.Option(min=1, help="Rendered people to learn from.")] = 64,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of each.")] = 40,
+    unseen: Annotated[int, typer.Option(min=1, help="Other people, who judge.")] = 16,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Training steps in all, shared out as the settings do. None: theirs.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings of a preset instead of params.yaml.")] = None,
+    params: Annotated[Path | None, typer.Option(help="Another file of settings.", exists=True, dir_okay=False)] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Train nothing: judge this checkpoint.", exists=True, file_okay=False),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that draw. None: as the settings say.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. None: as the settings say.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Train stage 1 on rendered people and judge it on others, whose pose and depth are known; exit code 1 on a miss.
+
+    Bars: a mean error of at most 3 degrees for yaw, pitch and roll, after one constant offset each, and a correlation
+    of at least 0.9 of predicted and true depth inside the head (the mean over the frames). It needs no data.
+
+    Examples:
+
+      head3d bench geometry --preset demo --json
+
+      head3d bench geometry --weights data/checkpoints/geometry
+    """
+    from flows.commands_check import show_bars
+    from tasks.bench_geometry import Rendered, bench_training, bench_weights, with_steps
+
+    settings = _settings(preset, params)
+    rendered = Rendered(people, unseen, frames, workers or settings.runtime.workers)
+    where = device or settings.runtime.device
+    if weights is not None:
+        bars = bench_weights(weights, rendered, where)
+    else:
+        section = settings.geometry if steps is None else with_steps(settings.geometry, steps)
+        if frames <= section.train.references:
+            raise typer.BadParameter(
+                f"must be more than the {section.train.references} references", param_hint="--frames"
+            )
+        bars = bench_training(rendered, settings.crop.size_px, section, settings.runtime, where)
+    show_bars(bars, as_json)
+
+
+def _settings(preset: str | None, file: Path | None) -> Params:
+    """Of a preset, a file, or the project around the working directory."""
+    if preset is not None and file is not None:
+        raise typer.BadParameter("name a preset or a file, not both", param_hint="--preset")
+    if preset is not None:
+        return build(Params, yaml.safe_load(preset_text(preset)), f"preset {preset}")
+    return load_params(file) if file is not None else enter_project()[0]
 
 
 def _files(named: list[Path]) -> list[Path]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from tasks.check_geometry import Bar
 
 
 def check_geometry(
@@ -29,7 +33,19 @@ def check_geometry(
     """
     from tasks import check_geometry as checking
 
-    bars = checking.check_geometry(people, size)
+    show_bars(checking.check_geometry(people, size), as_json)
+
+
+def show_bars(bars: Sequence[Bar], as_json: bool) -> None:
+    """Print figures beside their limits.
+
+    Args:
+        bars: The figures.
+        as_json: Print them as JSON.
+
+    Raises:
+        typer.Exit: With code 1 if a limit is missed.
+    """
     if as_json:
         typer.echo(json.dumps([{**dataclasses.asdict(bar), "passed": bar.passed} for bar in bars], indent=2))
     else:

@@ -218,6 +218,6 @@ def as_clips(heads: RenderedHeads, clip_frames: int, device: torch.device) -> Cl
         raise ValueError(f"clips of {clip_frames} frames would mix people; it must divide the frames of each person")
     rows: list[dict[str, Any]] = []
     for index, person in enumerate(whose[:, 0].tolist()):
-        clip, identity = f"rendered{person:05d}_{index:05d}", f"rendered{person:05d}"
-        rows.append({"clip": clip, "video": clip, "row": index, "identity": identity, "split": "train"})
+        name = f"rendered{person}"
+        rows.append({"clip": f"{name}_{index}", "video": name, "row": index, "identity": name, "split": "train"})
     return ClipSet(pd.DataFrame(rows), cut(heads.images), cut(heads.masks), cut(heads.landmarks))

@@ -86,7 +86,7 @@ def test_clips_hold_one_person_each(heads: RenderedHeads) -> None:
     assert clips.size_px == SIZE_PX
     assert torch.equal(clips.frames.flatten(0, 1), heads.images)
     assert torch.equal(clips.landmarks.flatten(0, 1), heads.landmarks)
-    assert clips.table["identity"].tolist() == ["rendered00003"] * 2 + ["rendered00004"] * 2
+    assert clips.table["identity"].tolist() == ["rendered3"] * 2 + ["rendered4"] * 2
     assert clips.table["clip"].is_unique
     for length in (4, 5, 2 * FRAMES):
         with pytest.raises(ValueError, match="mix people"):
