@@ -16,7 +16,7 @@ from rich.console import Console
 
 from flows.commands_bench import bench
 from flows.commands_check import check_geometry
-from flows.commands_head import canonical, view
+from flows.commands_head import attention, canonical, view
 from flows.commands_parse import parse
 from flows.commands_setup import doctor, preset
 from flows.commands_train import parser as bench_parser
@@ -97,6 +97,7 @@ app.command()(inspect)
 app.command()(animate)
 app.command()(canonical)
 app.command()(view)
+app.command()(attention)
 app.command()(metrics)
 app.command()(check_geometry)
 app.command()(parse)

@@ -1,4 +1,4 @@
-"""`head3d canonical` and `head3d view`: a person's head as a mesh, and turned to poses given by hand."""
+"""`head3d canonical`, `view` and `attention`: a head as a mesh, turned by hand, and what stage 3 does with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.printing import print_summary
 from flows.project import enter_project
 
 _Subject = Annotated[
@@ -45,7 +46,7 @@ def canonical(
     from tasks.export_head import export_head
 
     subject, out = subject.resolve(), out.resolve()
-    _report(export_head(subject, out, **_options(references, pick, device, checkpoints)), out)
+    print_summary(export_head(subject, out, **_options(references, pick, device, checkpoints)), out)
 
 
 def view(
@@ -82,11 +83,42 @@ def view(
     given = {"yaw": yaw, "pitch": pitch, "roll": roll, "tx": tx, "ty": ty, "tz": tz}
     ranges = {axis: text for axis, text in given.items() if text is not None}
     subject, out = subject.resolve(), out.resolve()
-    _report(novel_views(subject, out, ranges, fps=fps, **_options(references, pick, device, checkpoints)), out)
+    print_summary(novel_views(subject, out, ranges, fps=fps, **_options(references, pick, device, checkpoints)), out)
+
+
+def attention(
+    subject: _Subject,
+    driving: Annotated[
+        Path, typer.Argument(metavar="DRIVING", help="Video with the motion.", exists=True, dir_okay=False)
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The sheet to write (PNG).")],
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Driving frames to show, evenly spread.")] = 6,
+    references: _References = None,
+    pick: _Pick = "even",
+    device: _Device = None,
+    checkpoints: _Checkpoints = None,
+) -> None:
+    """Draw how stage 3 makes a frame, as in the paper's Fig. 6: what it warps, the two flows, the three attention maps.
+
+    One row for each driving frame, with the difference in pose to the subject's frame and the mean attention inside the
+    driving head's mask. a_head: the turned canonical head; a_ref: the subject's frame; a_dec: the decoder's own.
+
+    Examples:
+
+      head3d attention me.mp4 speech.mp4 -o sheet.png
+
+      head3d attention me.mp4 speech.mp4 -o sheet.png --frames 10 --pick spread
+    """
+    from tasks.attention_sheet import write_attention_sheet
+
+    subject, driving, out = subject.resolve(), driving.resolve(), out.resolve()
+    options = _options(references, pick, device, checkpoints)
+    print_summary(write_attention_sheet(subject, driving, out, frames=frames, **options), out)
 
 
 def _options(references: int | None, pick: str, device: str | None, checkpoints: Path | None) -> dict[str, Any]:
     """What the command line leaves open, from the project's settings; the project becomes the working directory."""
+    from tasks.animate import Limits
     from tasks.references import PICKS
 
     if pick not in PICKS:
@@ -95,13 +127,8 @@ def _options(references: int | None, pick: str, device: str | None, checkpoints:
     params, paths = enter_project()
     return {
         "references": references or params.generate.references,
+        "limits": Limits(params.quality, params.notices),
         "pick": pick,
         "device": device or params.runtime.device,
         "checkpoints": checkpoints or paths.data / "checkpoints",
     }
-
-
-def _report(summary: dict[str, Any], out: Path) -> None:
-    for key, value in summary.items():
-        typer.echo(f"{key}: {value}")
-    typer.echo(str(out))

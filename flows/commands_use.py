@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.printing import print_summary
 from flows.project import enter_project
 from flows.stage import plain
 from models.config import Params
@@ -153,6 +154,7 @@ def animate(
 
       head3d animate me.mp4 speech.mp4 -o out.mp4 --mode relative --references 5
     """
+    from tasks.animate import Limits
     from tasks.animate import animate as animate_video
     from tasks.references import PICKS
 
@@ -172,11 +174,10 @@ def animate(
         device=device or params.runtime.device,
         mode=mode or params.generate.mode,
         references=references or params.generate.references,
+        limits=Limits(params.quality, params.notices),
         pick=pick,
     )
-    for key, value in (summary or {}).items():
-        typer.echo(f"{key}: {value}")
-    typer.echo(str(out))
+    print_summary(summary, out)
 
 
 def metrics(

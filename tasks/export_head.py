@@ -17,7 +17,7 @@ from trimesh.exchange.ply import export_ply
 
 from models.geometry import NOMINAL_DISTANCE_M, back_project, intrinsics
 from models.head3d import Subject
-from tasks.animate import prepare, subject_state
+from tasks.animate import Limits, prepare, subject_notices, subject_state
 from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.trained import load_model, load_preparation
@@ -197,7 +197,7 @@ def write_head(surface: HeadSurface, out: Path) -> dict[str, Any]:
 
 
 def export_head(
-    subject: Path, out: Path, *, checkpoints: Path, device: str, references: int, pick: str = "even"
+    subject: Path, out: Path, *, checkpoints: Path, device: str, references: int, limits: Limits, pick: str = "even"
 ) -> dict[str, Any]:
     """Write a subject's canonical head.
 
@@ -207,10 +207,11 @@ def export_head(
         checkpoints: Folder with geometry/, canonical/ and fusion/.
         device: auto, cpu, cuda or cuda:N.
         references: N, how many frames of the subject make the canonical head.
+        limits: When a notice is given.
         pick: even or spread, see `tasks.references`.
 
     Returns:
-        What was written.
+        What was written; `notices`, why it is not to be trusted.
 
     Raises:
         StageError: Another ending, the model is not trained, or the video cannot be used.
@@ -219,5 +220,7 @@ def export_head(
         raise StageError(f"{out.name}: the head is written as {', '.join(KINDS)}; for example -o head.glb")
     model = load_model(checkpoints, choose_device(device))
     crop, parse = load_preparation(checkpoints)
-    state = subject_state(model, prepare(subject, crop, parse, device), references, pick)
-    return write_head(head_surface(state, model.camera.fov_deg), out)
+    person = prepare(subject, crop, parse, device)
+    ready = subject_state(model, person, references, pick)
+    written = write_head(head_surface(ready.state, model.camera.fov_deg), out)
+    return {**written, "notices": subject_notices(person, ready, crop, limits)}

@@ -12,10 +12,11 @@ from PIL import Image
 
 from models.config import Camera
 from models.pose_net import HeadPose
-from tasks.animate import prepare, subject_state
+from tasks.animate import Limits, prepare, subject_notices, subject_state
 from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.frames import to_uint8
+from tasks.notices import notices, pose_findings, trained_range
 from tasks.sheets import contact_sheet, enlarge
 from tasks.trained import load_model, load_preparation
 from tasks.video import write_video
@@ -137,6 +138,7 @@ def novel_views(
     checkpoints: Path,
     device: str,
     references: int,
+    limits: Limits,
     pick: str = "even",
     fps: float = 10.0,
 ) -> dict[str, Any]:
@@ -149,11 +151,12 @@ def novel_views(
         checkpoints: Folder with geometry/, canonical/ and fusion/.
         device: auto, cpu, cuda or cuda:N.
         references: N, how many frames of the subject make the canonical head.
+        limits: When a notice is given.
         pick: even or spread, see `tasks.references`.
         fps: Of the mp4, frames per second.
 
     Returns:
-        Views, size and device.
+        Views, size and device; `notices`, why the result is not to be trusted.
 
     Raises:
         StageError: The ranges do not fit, the model is not trained, or the video cannot be used.
@@ -165,10 +168,11 @@ def novel_views(
     own = HeadPose(torch.zeros(1, 3), torch.zeros(1, 3))
     wanted_poses(ranges, own, model.camera)  # a slip shows before the video is read
     crop, parse = load_preparation(checkpoints)
-    state = subject_state(model, prepare(subject, crop, parse, device), references, pick)
-    pose = wanted_poses(ranges, state.reference_pose, model.camera)
+    person = prepare(subject, crop, parse, device)
+    ready = subject_state(model, person, references, pick)
+    pose = wanted_poses(ranges, ready.state.reference_pose, model.camera)
     parts = [
-        model.view(state, HeadPose(angles, shift))
+        model.view(ready.state, HeadPose(angles, shift))
         for angles, shift in zip(pose.angles_deg.split(CHUNK), pose.translation_m.split(CHUNK), strict=True)
     ]
     frames = np.concatenate([to_uint8(part.image) for part in parts])
@@ -178,4 +182,9 @@ def novel_views(
         Image.fromarray(strip(frames, heads, pose)).save(out)
     else:
         write_video(out, frames, fps)
-    return {"views": len(frames), "size_px": crop.size_px, "device": str(where)}
+    angles_deg = pose.angles_deg.cpu().numpy()
+    turns = pose_findings(
+        angles_deg, trained_range(checkpoints.parent), model.camera.max_angle_deg, limits.notices, "views"
+    )
+    said = [*subject_notices(person, ready, crop, limits), *notices(turns, "wanted poses")]
+    return {"views": len(frames), "size_px": crop.size_px, "device": str(where), "notices": said}

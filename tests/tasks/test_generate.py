@@ -15,7 +15,7 @@ from PIL import Image
 
 from models.config import Params
 from tasks import canonical, fusion, generate, geometry, parse
-from tasks.animate import animate
+from tasks.animate import Limits, animate
 from tasks.clip_data import load_clips
 from tasks.errors import StageError
 from tasks.export_head import export_head
@@ -26,6 +26,8 @@ from tasks.stores import array
 from tasks.video import iterate_frames, probe, write_video
 from tests.tasks.rendered import make_clip_store, rendered_clip
 from tests.tasks.test_training import settings
+
+LIMITS = Limits(settings().quality, settings().notices)
 
 
 def table(videos: int, segments: int, test: int) -> pd.DataFrame:
@@ -160,6 +162,7 @@ def test_animate_moves_a_new_video(finished: tuple[Params, Paths], tmp_path: Pat
             device="cpu",
             mode=mode,
             references=3,
+            limits=LIMITS,
             pick="spread" if mode == "relative" else "even",
         )
         frames = np.concatenate(list(iterate_frames(out)))
@@ -174,6 +177,7 @@ def test_animate_moves_a_new_video(finished: tuple[Params, Paths], tmp_path: Pat
             device="cpu",
             mode="absolute",
             references=3,
+            limits=LIMITS,
         )
 
 
@@ -181,7 +185,12 @@ def test_a_new_video_becomes_a_mesh_and_novel_views(finished: tuple[Params, Path
     _, paths = finished
     video = tmp_path / "subject.mp4"
     write_video(video, np.repeat(rendered_clip(4, 4, 160).frames, 2, axis=0), 25.0)
-    options: dict[str, Any] = {"checkpoints": paths.data / "checkpoints", "device": "cpu", "references": 3}
+    options: dict[str, Any] = {
+        "checkpoints": paths.data / "checkpoints",
+        "device": "cpu",
+        "references": 3,
+        "limits": LIMITS,
+    }
     summary = export_head(video, tmp_path / "head.glb", **options, pick="spread")
     mesh = trimesh.load_mesh(tmp_path / "head.glb")
     assert summary["triangles"] == len(mesh.faces) > 100
