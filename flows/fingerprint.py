@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from flows.graph import Stage
-from models.config import ConfigError, Params, Section, to_json
+from models.config import ConfigError, Params, Section
 from tasks.errors import StageError
 
 SAMPLE_BYTES = 1 << 16
@@ -59,7 +60,10 @@ def section_of(params: Params, name: str) -> Any:
 
 
 def fingerprint(stage: Stage, params: Params, root: Path) -> str:
-    """Hash of everything that `stage` depends on.
+    """Hash of everything that decides whether what `stage` left may be kept.
+
+    That is all it depends on, but for the settings that dvc.yaml calls `additive` in the stage's `meta`: they say what
+    is made, not how, so the stage runs when they change and makes only what is missing.
 
     Args:
         stage: The stage as dvc.yaml has it.
@@ -74,9 +78,15 @@ def fingerprint(stage: Stage, params: Params, root: Path) -> str:
         ConfigError: dvc.yaml names a parameter that does not exist.
     """
     digest = hashlib.sha256()
+    additive = stage.meta.get("additive") or []
+    for name in additive:
+        section_of(params, name)
     for name in sorted(stage.params):
         value = section_of(params, name)
-        digest.update(f"{name}={to_json(value) if isinstance(value, Section) else value!r}\n".encode())
+        if isinstance(value, Section):
+            kept = {key: item for key, item in value.model_dump().items() if f"{name}.{key}" not in additive}
+            value = json.dumps(kept, sort_keys=True)
+        digest.update(f"{name}={value}\n".encode())
     for dep in sorted(stage.deps):
         path = root / dep
         if not path.exists():

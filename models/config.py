@@ -7,12 +7,13 @@ or a value of the wrong type or range is a `ConfigError` that names the key and 
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.config_rules import broken_rules
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -236,6 +237,7 @@ class Fusion(Section):
     equivariance_weight: NonNegativeFloat
     train: Optim
     lr: PositiveFloat
+    without_head_steps: NonNegative  # of a second network without x_hat_dri (Table 3, no_driving_head); 0: none
 
 
 MethodName = Literal[
@@ -370,31 +372,6 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     params = build(Params, values, str(path))
-    _check_across(params, str(path))
+    for broken in broken_rules(params):
+        raise ConfigError(f"{path}: {broken}")
     return params
-
-
-def _check_across(params: Params, where: str) -> None:
-    """Rules that tie several settings together."""
-    camera = params.geometry.camera
-    if not camera.depth_min_m < 1.0 < camera.depth_max_m:
-        raise ConfigError(
-            f"{where}: geometry.camera needs depth_min_m < 1.0 (the head's centre, Sec. 3.1) < depth_max_m"
-        )
-    if params.crop.size_px % 16:
-        raise ConfigError(f"{where}: crop.size_px = {params.crop.size_px} must be a multiple of 16")
-    if params.parse.smooth_frames % 2 == 0:
-        raise ConfigError(f"{where}: parse.smooth_frames = {params.parse.smooth_frames} must be odd")
-    if params.crop.train_clips_per_video > params.crop.clips_per_video:
-        raise ConfigError(f"{where}: crop.train_clips_per_video must not exceed crop.clips_per_video")
-    if not params.acquire.sources:
-        raise ConfigError(
-            f"{where}: acquire.sources is empty; name at least one of demo, folder, voxceleb, faceforensics"
-        )
-    if "folder" in params.acquire.sources and not params.acquire.folder.path:
-        raise ConfigError(f"{where}: acquire.folder.path is empty; `head3d preset local --folder DIR` sets it")
-
-
-def to_json(section: BaseModel) -> str:
-    """One line of JSON with sorted keys: what is hashed, and what is stored beside weights."""
-    return json.dumps(section.model_dump(), sort_keys=True)

@@ -45,11 +45,22 @@ def attend_where_seen(maps: FusionMaps, head: Tensor) -> FusionMaps:
     return maps._replace(attention=attention)
 
 
-class FusionNetwork(nn.Module):
-    """E_F, Phi and Omega_F."""
+def attend_without_head(maps: FusionMaps) -> FusionMaps:
+    """Attention for the ablation without x_hat_dri: a_head is 0, its share goes to a_ref, and a_ref + a_dec = 1."""
+    a_head, a_reference, a_dec = maps.attention.split(1, dim=1)
+    return maps._replace(attention=torch.cat([torch.zeros_like(a_head), a_reference + a_head, a_dec], dim=1))
 
-    def __init__(self, net: CoderNet, flow_net: FlowNet) -> None:
+
+class FusionNetwork(nn.Module):
+    """E_F, Phi and Omega_F.
+
+    With `with_head` False it is Table 3's "w/o x_hat_dri", in our reading: x_hat_dri is not looked at. Phi gets s_ref a
+    second time in its place, the flow to it is not used, and Eq. 7 has only the terms of s_ref and the decoder.
+    """
+
+    def __init__(self, net: CoderNet, flow_net: FlowNet, with_head: bool = True) -> None:
         super().__init__()
+        self.with_head = with_head
         self.encoder, self.decoder = ImageEncoder(net), ImageDecoder(net)
         self.flow = FlowPredictor(flow_net)
 
@@ -61,23 +72,28 @@ class FusionNetwork(nn.Module):
         image itself (our choice of reading).
 
         Args:
-            head: x_hat_dri, `(B, 3, H, W)`, in [0, 1].
+            head: x_hat_dri, `(B, 3, H, W)`, in [0, 1]; only its shape counts without `with_head`.
             reference: s_ref, the same.
             driving: s_dri, the same.
 
         Returns:
             The frame s_hat_dri and the maps.
         """
-        maps = attend_where_seen(self.flow(head, reference, driving), head)
-        of_head, of_reference = self.encoder(head), self.encoder(reference)
+        if self.with_head:
+            maps = attend_where_seen(self.flow(head, reference, driving), head)
+            of_head, of_reference = self.encoder(head), self.encoder(reference)
+        else:  # black in the head's place would spoil the batch norms' statistics
+            maps = attend_without_head(self.flow(reference, reference, driving))
+            of_head = of_reference = self.encoder(reference)
 
         def mix(e_head: Tensor, e_reference: Tensor, e_dec: Tensor | None) -> Tensor:
             """Eq. 7; without e_dec, what is known before the decoder has begun."""
             attention = F.interpolate(maps.attention, e_head.shape[-2:], mode="bilinear", align_corners=True)
             a_head, a_reference, a_dec = attention.split(1, dim=1)
             # A flow that points out of the reference gets its edge: zeros came out as black holes on real people.
-            known = a_head * sample(e_head, maps.pixels_head)
-            known = known + a_reference * sample(e_reference, maps.pixels_reference, "border")
+            known = a_reference * sample(e_reference, maps.pixels_reference, "border")
+            if self.with_head:
+                known = a_head * sample(e_head, maps.pixels_head) + known
             return known if e_dec is None else known + a_dec * e_dec
 
         start = mix(of_head[-1], of_reference[-1], None)

@@ -1,4 +1,4 @@
-"""Table 1: self-reconstruction against the truth, beside copying the reference frame; and whether outputs move.
+"""Tables 1 and 3: self-reconstruction against the truth, and Head3D's ablations; and whether outputs move.
 
 Only the lossless frames of `generated/frames.zarr` are measured, never the mp4 files.
 """
@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from models.config import Params
+from models.config import MethodName, Params
+from tasks import ablation
 from tasks.device import choose_device
 from tasks.errors import StageError
-from tasks.generated import BASELINE, OURS, read_pairs, records
+from tasks.generated import SECONDS, read_pairs, read_seconds, records
+from tasks.methods import BASELINE, METHODS, OURS, of_role
 from tasks.metrics import definitions, mean_or_none, measure
 from tasks.paths import Paths
 from tasks.perceptual_metric import PerceptualMetric
@@ -66,9 +68,9 @@ def motion_figures(output: np.ndarray, driving: np.ndarray) -> dict[str, float]:
 
 
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
-    """Measure every generated pair and write `table1.csv` and `per_video.csv`.
+    """Measure every generated pair and write `table1.csv`, `table3.csv` and `per_video.csv`.
 
-    Without a self-reconstruction pair (no video with two clips) Table 1 is empty and the motion figures remain.
+    Without a self-reconstruction pair (no video with two clips) the tables are empty and the motion figures remain.
 
     Args:
         params: All settings; `evaluate` and `generate.methods` are used.
@@ -93,27 +95,39 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     per_video = _measure_all(params.generate.methods, good, paths, perceptual)
     per_video = per_video.reindex(columns=["pair", "setting", "method", "dataset", *figures, *MOTION_DEFINITIONS])
     per_video["seen_in_training"] = per_video["pair"].map(good.set_index("pair")["seen_in_training"])
-    table = _table(per_video[per_video["setting"] == "self"], figures)
+    per_video = per_video.merge(read_seconds(paths.metrics / SECONDS), on=["method", "pair"], how="left")
+    rebuilt = per_video[per_video["setting"] == "self"]
+    rivals = of_role(params.generate.methods, "ours", "trivial")
+    tables = {
+        "per_video": per_video,
+        "table1": _table(rebuilt[rebuilt["method"].isin(rivals)], figures),
+        "table3": ablation.table3(rebuilt, ["l2", perceptual.name], good.set_index("pair")["subject_identity"]),
+    }
     paths.metrics.mkdir(parents=True, exist_ok=True)
-    per_video.to_csv(paths.metrics / "per_video.csv", index=False, float_format="%.6g")
-    table.to_csv(paths.metrics / "table1.csv", index=False, float_format="%.6g")
+    for name, table in tables.items():
+        table.to_csv(paths.metrics / f"{name}.csv", index=False, float_format="%.6g")
     summary = _summary(per_video, figures)
     summary["pairs"] = len(pairs)
     summary["pairs_failed"] = len(pairs) - len(good)
     summary["pairs_seen_in_training"] = int(good["seen_in_training"].astype(int).sum())
-    all_definitions = {**definitions(perceptual), **MOTION_DEFINITIONS}
+    all_definitions = {**definitions(perceptual), **MOTION_DEFINITIONS, **ablation.DEFINITIONS}
     return {**summary, **{f"definition_{name}": text for name, text in all_definitions.items()}}
 
 
-def _measure_all(methods: list[Any], good: pd.DataFrame, paths: Paths, perceptual: PerceptualMetric) -> pd.DataFrame:
-    """One row per pair and method."""
+def _measure_all(
+    methods: list[MethodName], good: pd.DataFrame, paths: Paths, perceptual: PerceptualMetric
+) -> pd.DataFrame:
+    """One row per pair and method that was made for it."""
     truth = array(open_store(paths.clips), "frames")
     generated = open_store(paths.generated / "frames.zarr")
     rows: list[dict[str, Any]] = []
-    with progress("evaluate", len(good) * len(methods), "video") as bar:
-        for pair in records(good):
+    pairs = [
+        (pair, [method for method in methods if pair["setting"] in METHODS[method].settings]) for pair in records(good)
+    ]
+    with progress("evaluate", sum(len(made) for _, made in pairs), "video") as bar:
+        for pair, made in pairs:
             driving = np.asarray(truth[int(pair["driving_row"])])
-            for method in methods:
+            for method in made:
                 output = _output(generated, method, pair)
                 row = {"pair": pair["pair"], "setting": pair["setting"], "method": method, "dataset": pair["dataset"]}
                 if pair["setting"] == "self":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import torch
@@ -18,16 +19,16 @@ from models.precision import mixed
 from models.pretrained import load_registered
 from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import load_depth_network, warped_batch
-from tasks.clip_data import ClipSet, Drawn, draw, left_out, load_clips, step_generator
+from tasks.clip_data import ClipSet, Drawn, draw, gather, left_out, load_clips, step_generator
 from tasks.device import choose_device
-from tasks.paths import Paths
+from tasks.paths import WITHOUT_HEAD, Paths
 from tasks.training import Training, adam, is_finished, load_weights, train, write_losses
 
 
-def build_networks(config: Fusion, device: torch.device) -> dict[str, torch.nn.Module]:
+def build_networks(config: Fusion, device: torch.device, with_head: bool = True) -> dict[str, torch.nn.Module]:
     """E_F, Phi and Omega_F, seeded, under the name `fusion`."""
     torch.manual_seed(config.train.seed)
-    return {"fusion": FusionNetwork(config.net, config.flow_net).to(device)}
+    return {"fusion": FusionNetwork(config.net, config.flow_net, with_head).to(device)}
 
 
 class FusionLoss:
@@ -60,7 +61,10 @@ class FusionLoss:
 
     @torch.no_grad()
     def inputs(self, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
-        """x_hat_dri, s_ref (one of the references) and s_dri of a step's batch."""
+        """x_hat_dri (for the ablation without it: s_ref), s_ref (one of the references) and s_dri of a step's batch."""
+        if not self.fusion.with_head:
+            images = gather(self.clips, drawn).images
+            return images[:, 0], images[:, 0], images[:, -1]
         batch, warped, warp, driving = warped_batch(self.clips, drawn, self.K)
         with mixed(self.clips.frames.device, self.config.train.precision):
             head = self.canonical(batch.heads[:, :-1], warped, warp)
@@ -86,45 +90,65 @@ class FusionLoss:
         return {"frame": frame, "equivariance": equal, "l1": l1, "copy_l1": copy, "total": total}
 
 
+def _train(params: Params, paths: Paths, device: torch.device, fingerprint: str, with_head: bool) -> dict[str, float]:
+    """Train the fusion network, or the one of Table 3 that is never shown x_hat_dri; the same batches in both.
+
+    Returns:
+        What `train` says; nothing if it was finished before.
+    """
+    config = params.fusion
+    folder, steps = paths.checkpoint("fusion"), config.train.steps
+    if not with_head:
+        folder, steps = folder / WITHOUT_HEAD, config.without_head_steps
+    if is_finished(folder, fingerprint):
+        return {}
+    canonical = build_canonical(params.canonical, device)
+    load_weights(paths.checkpoint("canonical"), canonical)
+    canonical["canonical"].requires_grad_(False).eval()
+    networks = build_networks(config, device, with_head)
+    depth = load_depth_network(params, paths, device)
+    clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
+    drop = config.train.lr_drop_step * steps / config.train.steps  # at the same share of a longer or shorter training
+    job = Training(
+        "fusion" if with_head else "fusion without head",
+        networks,
+        adam([{"params": list(networks["fusion"].parameters())}], config.lr),
+        steps,
+        FusionLoss(config, {**networks, **canonical}, depth, clips),
+        lambda step: [config.lr * (0.1 if step >= drop else 1.0)],
+        {
+            "fusion": config.model_dump(),
+            "size_px": clips.size_px,
+            "crop": params.crop.model_dump(),
+            "parse": params.parse.model_dump(),
+        },
+        config.train.log_every_steps,
+    )
+    return train(job, folder, fingerprint, params.runtime)
+
+
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
-    """The stage `fusion`.
+    """The stage `fusion`; where `fusion.without_head_steps` asks for it, with a second network for Table 3.
 
     Args:
         params: All settings; `fusion`, `canonical`, `geometry` and `runtime` are used, `crop` and `parse` are kept.
         paths: The data folder.
-        fingerprint: Hash of what this stage depends on.
+        fingerprint: Hash of what this stage depends on, without `fusion.without_head_steps`.
 
     Returns:
-        First and last loss.
+        First and last loss; those of the second network begin with `without_head_`.
 
     Raises:
         StageError: No usable clip, an earlier stage is missing, or training failed.
     """
     device = choose_device(params.runtime.device)
-    config, folder = params.fusion, paths.checkpoint("fusion")
+    folder, more = paths.checkpoint("fusion"), params.fusion.without_head_steps
     summary: dict[str, Any] = {"device": str(device), **left_out(paths, params.quality)}
-    if not is_finished(folder, fingerprint):
-        canonical = build_canonical(params.canonical, device)
-        load_weights(paths.checkpoint("canonical"), canonical)
-        canonical["canonical"].requires_grad_(False).eval()
-        networks = build_networks(config, device)
-        depth = load_depth_network(params, paths, device)
-        clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
-        job = Training(
-            "fusion",
-            networks,
-            adam([{"params": list(networks["fusion"].parameters())}], config.lr),
-            config.train.steps,
-            FusionLoss(config, {**networks, **canonical}, depth, clips),
-            lambda step: [config.lr * (0.1 if step >= config.train.lr_drop_step else 1.0)],
-            {
-                "fusion": config.model_dump(),
-                "size_px": clips.size_px,
-                "crop": params.crop.model_dump(),
-                "parse": params.parse.model_dump(),
-            },
-            config.train.log_every_steps,
-        )
-        summary.update(train(job, folder, fingerprint, params.runtime))
+    summary.update(_train(params, paths, device, fingerprint, with_head=True))
+    if more:
+        figures = _train(params, paths, device, f"{fingerprint}-{more}", with_head=False)
+        summary.update({f"{WITHOUT_HEAD}_{name}": value for name, value in figures.items()})
+    else:
+        shutil.rmtree(folder / WITHOUT_HEAD, ignore_errors=True)
     write_losses(folder, paths.metrics / "fusion_loss.csv")
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in summary.items()}

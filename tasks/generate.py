@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,124 +16,174 @@ import zarr
 from torch import Tensor
 from zarr.codecs import ZstdCodec
 
-from models.config import Generate, Params
+from models.config import Generate, MethodName, Params
 from models.head3d import Head3D, Subject
 from tasks.clip_data import ClipSet, load_clips, usable_clips
 from tasks.device import choose_device
 from tasks.errors import StageError
-from tasks.frames import spread_frames, to_uint8
+from tasks.frames import to_uint8
+from tasks.generated import SECONDS, Seconds
+from tasks.methods import METHODS, OURS
 from tasks.pairs import choose_pairs
 from tasks.paths import Paths
 from tasks.progress import progress
 from tasks.stores import array
-from tasks.trained import load_model
+from tasks.trained import load_model, load_without_head
 from tasks.training import read_fingerprint
 from tasks.video import write_video
 
 
-def references_with(reference: int, length: int, count: int) -> Tensor:
-    """N frames of a clip: s_ref first, the others spread over the clip, in a fixed order (design section 8)."""
-    others = [int(frame) for frame in spread_frames(length, count + 1) if int(frame) != reference]
-    return torch.tensor([reference, *others[: count - 1]])
+def reference_frames(reference: int, length: int, count: int, seed: int) -> Tensor:
+    """The N frames of a clip that make the canonical head: s_ref first, then others in a random order.
+
+    Source: Sec. 3.4 samples s_ref and the references at random. Here chance is fixed by the seed, s_ref is one of the
+    references (N = 1 is s_ref alone), and a larger N only adds frames, so that the rows of Table 3 differ in N alone.
+
+    Args:
+        reference: Frame of s_ref.
+        length: Frames of the clip.
+        count: N; a shorter clip gives all its frames.
+        seed: Of the pairs.
+
+    Returns:
+        `(min(count, length),)` frame indices.
+    """
+    order = np.random.default_rng([seed, reference]).permutation(length)
+    return torch.tensor([reference, *order[order != reference][: count - 1].tolist()])
 
 
-def make_subject(model: Head3D, clips: ClipSet, clip: int, reference: int, count: int, use_mean: bool) -> Subject:
-    """The canonical head of a stored clip; `reference` is s_ref's frame, `count` is N."""
-    frames = references_with(reference, clips.frames.shape[1], count)
-    images = clips.images(clip, frames)
-    return model.subject(images, clips.head[clip, frames].float(), 0, use_mean)
+def make_subject(
+    model: Head3D, clips: ClipSet, clip: int, reference: int, config: Generate, method: MethodName = OURS
+) -> Subject:
+    """The canonical head of a stored clip as a method makes it; `reference` is s_ref's frame, the same for all."""
+    row = METHODS[method]
+    count = row.references or config.references
+    frames = reference_frames(reference, clips.frames.shape[1], count, config.seed)
+    return model.subject(clips.images(clip, frames), clips.head[clip, frames].float(), 0, row.mean_head)
 
 
 def render_pair(
-    model: Head3D, clips: ClipSet, subject: int, driving: int, reference: int, method: str, config: Generate
+    model: Head3D, clips: ClipSet, subject: int, driving: int, reference: int, method: MethodName, config: Generate
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """One method's video of one pair.
 
     Args:
-        model: The trained model.
+        model: The trained model, with the method's fusion network.
         clips: Loaded clips.
         subject: Position of the subject clip.
         driving: Position of the driving clip.
         reference: Frame of s_ref in the subject clip.
-        method: head3d, mean_canonical or copy_reference.
-        config: N and the mode.
+        method: Its name in `METHODS`.
+        config: N, the seed and the mode.
 
     Returns:
-        Frames `(T, H, W, 3)` uint8, and the canonical head `(H, W, 4)` uint8 RGBA (None for the copy).
+        Frames `(T, H, W, 3)` uint8, and the canonical head `(H, W, 4)` uint8 RGBA (None where the method has none).
     """
     images, masks = clips.images(driving), clips.head[driving].float()
-    if method == "copy_reference":
+    if METHODS[method].role == "trivial":
         still = clips.images(subject, slice(reference, reference + 1))
         return to_uint8(still.expand(len(images), -1, -1, -1)), None
-    state = make_subject(model, clips, subject, reference, config.references, method == "mean_canonical")
+    state = make_subject(model, clips, subject, reference, config, method)
     output = model.animate(state, images, masks, config.mode == "relative")
-    canonical = to_uint8(torch.cat([state.head.image, state.head.mask], dim=1))[0]
-    return to_uint8(output.image), canonical
+    frames = to_uint8(output.image)
+    if not METHODS[method].driving_head:
+        return frames, None
+    return frames, to_uint8(torch.cat([state.head.image, state.head.mask], dim=1))[0]
 
 
-def _prepare(paths: Paths, fingerprint: str) -> Path:
+def _prepare(paths: Paths, fingerprint: str, methods: Sequence[MethodName]) -> Path:
+    """The stage's folder without what other settings, a killed run or methods no longer asked for left there."""
     folder = paths.generated
     if folder.exists() and read_fingerprint(folder) != fingerprint:
         shutil.rmtree(folder)
+        (paths.metrics / SECONDS).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     for stray in folder.rglob("*.partial*"):
         stray.unlink()
+    for kind in ("videos", "canonical", "frames.zarr"):
+        for old in (folder / kind).glob("*/"):
+            if old.name not in methods:
+                shutil.rmtree(old)
     return folder
 
 
-def _frame_arrays(folder: Path, pairs: Any, methods: Sequence[str], shape: tuple[int, ...]) -> zarr.Group:
-    file = folder / "frames.zarr"
-    if (file / "zarr.json").is_file():
-        return zarr.open_group(file, mode="r+", zarr_format=3)
-    group = zarr.create_group(file, zarr_format=3)
+def _frame_arrays(folder: Path, pairs: Any, methods: Sequence[MethodName], shape: tuple[int, ...]) -> zarr.Group:
+    """`frames.zarr` with an array `{method}/{setting}` for whatever is to be made; those that are there stay."""
+    group = zarr.open_group(folder / "frames.zarr", mode="a", zarr_format=3)
     for method in methods:
         for setting, rows in pairs.groupby("setting"):
-            group.create_array(
-                f"{method}/{setting}",
-                shape=(len(rows), *shape),
-                chunks=(1, *shape),
-                dtype="uint8",
-                compressors=ZstdCodec(level=1),
-            )
+            if setting in METHODS[method].settings and f"{method}/{setting}" not in group:
+                group.create_array(
+                    f"{method}/{setting}",
+                    shape=(len(rows), *shape),
+                    chunks=(1, *shape),
+                    dtype="uint8",
+                    compressors=ZstdCodec(level=1),
+                )
     return group
 
 
+def _load_models(paths: Paths, methods: Sequence[MethodName], device: torch.device) -> dict[bool, Head3D]:
+    """The trained model and, where a method asks for it, the one whose fusion does not see x_hat_dri (key False)."""
+    checkpoints = paths.data / "checkpoints"
+    models = {True: load_model(checkpoints, device)}
+    if not all(METHODS[method].driving_head for method in methods):
+        models[False] = load_without_head(models[True], checkpoints)
+    return models
+
+
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
-    """The stage `generate`; a killed run goes on with the next video.
+    """The stage `generate`; a killed run goes on with the next video, and a method that is added makes only its own.
 
     Args:
         params: All settings; `generate`, `crop` and `runtime` are used.
         paths: The data folder.
-        fingerprint: Hash of what this stage depends on.
+        fingerprint: Hash of what this stage depends on, without `generate.methods`.
 
     Returns:
-        How many pairs and videos there are.
+        How many pairs and videos there are, and each method's median seconds per frame.
 
     Raises:
         StageError: The model is not trained, or no pair can be made.
     """
     config = params.generate
     device = choose_device(params.runtime.device)
-    folder = _prepare(paths, fingerprint)
+    folder = _prepare(paths, fingerprint, config.methods)
     pairs = choose_pairs(usable_clips(paths), params.crop.clip_frames, config)
     if pairs.empty:
         raise StageError(
             "no pair can be made: self-reconstruction needs a video with two clips, cross-identity two people; "
             "lower crop.clip_frames or add videos"
         )
-    model = load_model(paths.data / "checkpoints", device)
+    models = _load_models(paths, config.methods, device)
     clips = load_clips(paths, None, device, with_geometry=False)
     shape = (clips.frames.shape[1], clips.size_px, clips.size_px, 3)
     group = _frame_arrays(folder, pairs, config.methods, shape)
     (folder / "stage.json").write_text(json.dumps({"fingerprint": fingerprint, "complete": False}) + "\n")
-    jobs = [(method, pair) for method in config.methods for pair in pairs.to_dict("records")]
-    with progress("generate", len(jobs), "video") as bar:
+    jobs = [
+        (method, pair)
+        for pair in pairs.to_dict("records")
+        for method in config.methods
+        if pair["setting"] in METHODS[method].settings
+    ]
+    seconds = Seconds(paths.metrics / SECONDS, config.methods)
+    with progress("generate", len(jobs), "video") as bar, seconds:
         for method, pair in jobs:
             setting, name = str(pair["setting"]), str(pair["pair"])
             video = folder / "videos" / method / setting / f"{name}.mp4"
             if not video.is_file():
                 subject, driving = clips.index_of(pair["subject_clip"]), clips.index_of(pair["driving_clip"])
-                frames, canonical = render_pair(model, clips, subject, driving, pair["reference_frame"], method, config)
+                started = time.perf_counter()
+                frames, canonical = render_pair(
+                    models[METHODS[method].driving_head],
+                    clips,
+                    subject,
+                    driving,
+                    pair["reference_frame"],
+                    method,
+                    config,
+                )
+                seconds.add(method, name, (time.perf_counter() - started) / len(frames))
                 array(group, f"{method}/{setting}")[int(pair["index"])] = frames
                 if canonical is not None:
                     write_png(folder / "canonical" / method / setting / f"{name}.png", canonical)
@@ -150,6 +201,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         "self_pairs": int(counts.get("self", 0)),
         "cross_pairs": int(counts.get("cross", 0)),
         "pairs_seen_in_training": int(pairs["seen_in_training"].sum()),
+        **{f"seconds_per_frame_{method}": seconds.median(method) for method in config.methods},
     }
 
 

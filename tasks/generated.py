@@ -1,29 +1,17 @@
-"""What `generate` left: the methods' names and the table of pairs; read by evaluate, study and report."""
+"""What `generate` leaves beside the frames: the table of pairs, and how long every video took."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from types import TracebackType
 from typing import Any
 
 import pandas as pd
 
 from tasks.errors import StageError
 from tasks.paths import Paths
-
-OURS = "head3d"
-BASELINE = "copy_reference"
-"""The trivial baseline: one frame of the subject, held still."""
-
-METHOD_NAMES = {
-    "head3d": "Head3D",
-    "mean_canonical": "Mean canonical head",
-    "copy_reference": "Copy of the reference frame",
-}
-"""What a person reads for a method's name in the files."""
-
-
-def method_name(method: str) -> str:
-    """The readable name of a method."""
-    return METHOD_NAMES.get(method, method)
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -42,3 +30,55 @@ def read_pairs(paths: Paths) -> pd.DataFrame:
         raise StageError(f"{path} does not exist; `dvc repro generate` makes it")
     names = ("pair", "dataset", "subject_clip", "driving_clip", "subject_identity", "driving_identity")
     return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False)
+
+
+SECONDS = "generate_seconds.csv"
+"""Below metrics/: seconds per generated frame of every video, its share of building the canonical head included."""
+SECONDS_COLUMNS: dict[str, Any] = {"method": str, "pair": str, "seconds_per_frame": float}
+
+
+class Seconds:
+    """The table `SECONDS`, kept over the runs of one fingerprint.
+
+    It is written when the `with` block ends, also by an error or a stop: only kill -9 loses what a run measured, and
+    then the medians are over the other videos.
+    """
+
+    def __init__(self, path: Path, methods: Sequence[str]) -> None:
+        """Read what earlier runs measured for these methods."""
+        self.path = path
+        table = read_seconds(path)
+        table = table[table["method"].isin(methods)]
+        self.rows: dict[tuple[str, str], float] = dict(
+            zip(zip(table["method"], table["pair"], strict=True), table["seconds_per_frame"], strict=True)
+        )
+
+    def __enter__(self) -> Seconds:
+        """Begin to measure."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the table, atomically."""
+        rows = [(method, pair, seconds) for (method, pair), seconds in sorted(self.rows.items())]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        pd.DataFrame(rows, columns=list(SECONDS_COLUMNS)).to_csv(partial, index=False, float_format="%.6g")
+        partial.replace(self.path)
+
+    def add(self, method: str, pair: str, seconds_per_frame: float) -> None:
+        """Note a video."""
+        self.rows[method, pair] = seconds_per_frame
+
+    def median(self, method: str) -> float | None:
+        """Over all pairs; None where nothing was measured. The first video of a run is slow: no mean."""
+        found = [seconds for (other, _), seconds in self.rows.items() if other == method]
+        return median(found) if found else None
+
+
+def read_seconds(path: Path) -> pd.DataFrame:
+    """The table `SECONDS`; without rows where there is none."""
+    if not path.is_file():
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in SECONDS_COLUMNS.items()})
+    return pd.read_csv(path, dtype=SECONDS_COLUMNS)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+WITHOUT_HEAD = "without_head"
+"""Folder below checkpoints/fusion: the fusion network that is never shown x_hat_dri (Table 3)."""
+
 
 @dataclass(frozen=True)
 class Paths:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import shutil
@@ -22,12 +21,13 @@ from models.config import Params
 from tasks.charts import Line, line_chart
 from tasks.device import choose_device
 from tasks.errors import StageError
-from tasks.evaluate import MOTION_DEFINITIONS
-from tasks.generated import BASELINE, OURS, method_name, read_pairs, records
+from tasks.generated import read_pairs, records
 from tasks.labels import COLOURS, NAMES
+from tasks.methods import OURS
 from tasks.paths import Paths
 from tasks.report_examples import Example, Picture, Stores, choose, make_example, small
 from tasks.report_media import frame_indices, image_uri, outlined, shrink
+from tasks.report_tables import FIGURE_NAMES, ablations, motion, results
 from tasks.sheets import colour_labels
 from tasks.stores import array, open_store
 
@@ -40,16 +40,6 @@ TRAINED = {
 PACKAGES = (
     "torch", "torchvision", "lpips", "numpy", "pandas", "zarr", "av", "decord", "facenet-pytorch", "dvc", "prefect",
 )  # fmt: skip
-FIGURE_NAMES = {
-    "l2": "L2",
-    "psnr_db": "PSNR (dB)",
-    "lpips": "LPIPS",
-    "lpips_random_backbone": "lpips_random_backbone",
-    "motion_correlation": "Motion correlation",
-    "motion_ratio": "Motion ratio",
-    "static": "Static outputs",
-}
-HIGHER_IS_BETTER = {"psnr_db"}
 MASKS_SHOWN = 12
 REFUSED_SHOWN = 100
 
@@ -79,8 +69,9 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         "style": (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8"),
         "facts": _facts(params, paths, table),
         "tiles": _tiles(summaries, table),
-        "results": _results(figures),
-        "motion": _motion(per_video),
+        "results": results(figures),
+        "ablations": ablations(_read(paths.metrics / "table3.csv", "evaluate"), params.generate.references),
+        "motion": motion(per_video),
         "definitions": _definitions(summaries.get("evaluate", {})),
         "random_backbone": "lpips_random_backbone" in figures.columns,
         "worse_than_copy": (summaries.get("evaluate", {}).get("l2_ratio_to_copy") or 0) >= 1,
@@ -191,57 +182,6 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _results(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Table 1, one block per dataset; every cell with its text, the length of its bar and whether it is the best."""
-    columns = [name for name in FIGURE_NAMES if name in table.columns]
-    blocks = []
-    for dataset, rows in table.groupby("dataset", sort=False):
-        cells = {name: _cells(rows[name], name) for name in columns}
-        lines = [
-            {
-                "method": method_name(str(row["method"])),
-                "ours": row["method"] == OURS,
-                "trivial": row["method"] == BASELINE,
-                "videos": int(row["videos"]),
-                "cells": [cells[name][number] for name in columns],
-            }
-            for number, row in enumerate(records(rows))
-        ]
-        blocks.append({"dataset": dataset, "columns": [_column(name) for name in columns], "rows": lines})
-    return blocks
-
-
-def _column(name: str) -> dict[str, str]:
-    return {"name": FIGURE_NAMES[name], "arrow": "↑" if name in HIGHER_IS_BETTER else "↓"}
-
-
-def _cells(values: pd.Series[float], name: str) -> list[dict[str, Any]]:
-    numbers = [float(value) for value in values]
-    finite = [value for value in numbers if math.isfinite(value)]
-    best = (max if name in HIGHER_IS_BETTER else min)(finite, default=math.nan)
-    largest = max(finite, default=0.0) or 1.0
-    return [
-        {
-            "text": f"{value:.2f}" if name == "psnr_db" else small(value),
-            "bar": round(100 * max(value, 0) / largest, 1),
-            "best": value == best,
-        }
-        if math.isfinite(value)
-        else {"text": "not measured", "bar": 0, "best": False}
-        for value in numbers
-    ]
-
-
-def _motion(per_video: pd.DataFrame) -> list[dict[str, Any]]:
-    """How the outputs move, by setting and method."""
-    rows = []
-    for (setting, method), part in per_video.groupby(["setting", "method"], sort=False):
-        values = part[list(MOTION_DEFINITIONS)].mean()
-        texts = [f"{values['motion_correlation']:.2f}", f"{values['motion_ratio']:.2f}", f"{values['static']:.0%}"]
-        rows.append({"setting": str(setting), "method": method_name(str(method)), "values": texts, "videos": len(part)})
-    return rows
 
 
 def _definitions(evaluate: dict[str, Any]) -> list[tuple[str, str]]:

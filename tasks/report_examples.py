@@ -12,7 +12,8 @@ import zarr
 from PIL import Image
 
 from models.config import Params
-from tasks.generated import BASELINE, OURS, method_name, records
+from tasks.generated import records
+from tasks.methods import BASELINE, METHODS, OURS, method_name
 from tasks.paths import Paths
 from tasks.report_media import error_map, frame_indices, image_uri, outlined, panel_scale, shrink, strip, video_uri
 from tasks.stores import array, open_store
@@ -122,7 +123,7 @@ def make_example(pair: dict[str, Any], stores: Stores, params: Params, fps: floa
         if method == OURS and pair["setting"] == "self":
             caption = f"{method_name(OURS)}: error"
             strips.append(Picture(caption, "error of the output", strip(error_map(frames, driving), at)))
-    rivals = [method for method in made if method not in (OURS, BASELINE)]
+    rivals = [method for method in params.generate.methods if method in made and METHODS[method].in_study]
     shown = [method for method in (OURS, *rivals[:1]) if method in made] + [m for m in (BASELINE,) if m in made]
     panels = [subject, driving, *(made[method] for method in shown)]
     return Example(

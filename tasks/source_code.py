@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("tasks", "models")
 NOT_RESULTS = frozenset(
-    {"models/config.py"}
+    {"models/config.py", "models/config_rules.py"}
     | {f"tasks/{name}.py" for name in ("errors", "paths", "progress", "disk", "source_code")}
     | {f"tasks/{name}.py" for name in ("worker_process", "dask_jobs", "dask_worker")}
 )

@@ -15,7 +15,8 @@ import av
 
 from models.config import Params, Study
 from tasks.errors import StageError
-from tasks.generated import BASELINE, OURS, read_pairs
+from tasks.generated import read_pairs
+from tasks.methods import METHODS, OURS
 from tasks.paths import Paths
 
 PAIR_COLUMNS = ("pair", "dataset", "setting", "video_a", "video_b")
@@ -68,14 +69,15 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         if stored["fingerprint"] == fingerprint:
             return dict(stored["summary"])
     _refuse_to_lose_answers(paths.study)
-    rivals = [method for method in params.generate.methods if method not in (OURS, BASELINE)]
+    rivals = [method for method in params.generate.methods if METHODS[method].in_study]
     rng = random.Random(params.study.seed)
     candidates = _candidates(paths)
     note = ""
     if not candidates:
         note = "no cross-identity pair was generated: it takes two people and generate.cross_pairs above 0"
     elif OURS not in params.generate.methods or not rivals:
-        note = f"the study compares {OURS} with other methods than {BASELINE}: add one to generate.methods"
+        known = ", ".join(method for method, row in METHODS.items() if row.in_study)
+        note = f"the study compares {OURS} with at least one of {known}: add one to generate.methods"
     comparisons = [] if note else plan(candidates, rivals, params.study, rng)
     shutil.rmtree(paths.study, ignore_errors=True)
     paths.study.mkdir(parents=True)

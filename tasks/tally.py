@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import StageError
-from tasks.generated import OURS
+from tasks.methods import OURS
 from tasks.study import KEY_COLUMNS
 
 NEEDED = ("pair", "video_a", "video_b", "choice")

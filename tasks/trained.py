@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from models.fusion import FusionNetwork
 from models.head3d import Head3D
 from models.pose_net import PoseNetwork
 from tasks.errors import StageError
+from tasks.paths import WITHOUT_HEAD
 from tasks.training import load_weights
 
 
@@ -49,6 +51,21 @@ def load_model(checkpoints: Path, device: torch.device) -> Head3D:
     for network in (model.depth, model.pose, model.canonical, model.fusion):
         network.to(device).eval().requires_grad_(False)
     return model
+
+
+def load_without_head(model: Head3D, checkpoints: Path) -> Head3D:
+    """The model with the fusion network that was trained without x_hat_dri (Table 3); everything else is shared.
+
+    Raises:
+        StageError: That network was not trained.
+    """
+    folder = checkpoints / "fusion" / WITHOUT_HEAD
+    if not folder.is_dir():
+        raise StageError(f"{folder} does not exist: set fusion.without_head_steps above 0, then `dvc repro`")
+    fusion = _section(Fusion, _settings(folder), "fusion", folder)
+    network = FusionNetwork(fusion.net, fusion.flow_net, with_head=False)
+    load_weights(folder, {"fusion": network})
+    return replace(model, fusion=network.to(model.device).eval().requires_grad_(False))
 
 
 def load_preparation(checkpoints: Path) -> tuple[Crop, Parse]:

@@ -186,7 +186,7 @@ def make_toy(root: Path) -> Project:
     root.mkdir(parents=True)
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(SOURCE / "flows", root / "flows", ignore=skip)
-    for name in ("models/__init__.py", "models/config.py", "tasks/__init__.py"):
+    for name in ("models/__init__.py", "models/config.py", "models/config_rules.py", "tasks/__init__.py"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(SOURCE / name, root / name)
     for name in ("paths", "progress", "errors", "disk", "source_code"):

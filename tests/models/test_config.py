@@ -23,6 +23,7 @@ def values() -> dict:
         ("crop", "size_px", "64", "crop.size_px"),
         ("acquire", "test_fraction", 1.5, "acquire.test_fraction"),
         ("parse", "parser", "magic", "parse.parser"),
+        ("generate", "methods", ["head3d", "head3d_n2"], r"generate\.methods\.1' = 'head3d_n2'.*'head3d_n3'"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(section: str, key: str, value: object, message: str):
@@ -55,6 +56,24 @@ def test_rules_across_settings(tmp_path: Path):
         load_params(file)
     with pytest.raises(ConfigError, match="head3d preset"):
         load_params(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("generate", "methods", ["head3d", "no_driving_head"], r"set fusion\.without_head_steps"),
+        ("generate", "methods", ["head3d", "head3d"], "twice"),
+        ("crop", "clip_frames", 8, r"10 reference frames.*clip_frames = 8"),
+    ],
+)
+def test_methods_that_cannot_be_generated_are_refused(
+    tmp_path: Path, section: str, key: str, value: object, message: str
+):
+    wrong = values()
+    wrong[section][key] = value
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wrong))
+    with pytest.raises(ConfigError, match=message):
+        load_params(tmp_path / "params.yaml")
 
 
 def test_settings_cannot_be_changed_in_passing():

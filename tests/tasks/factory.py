@@ -13,13 +13,18 @@ import yaml
 import zarr
 from PIL import Image
 
-from models.config import Params, build
+from models.config import MethodName, Params, build
+from tasks import methods
 from tasks.paths import Paths
 from tasks.stores import clip_arrays, mask_arrays, open_or_create, write_rows
 from tasks.video import write_video
 
 PRESET = Path(__file__).parents[2] / "flows" / "presets" / "demo.yaml"
-METHODS = ("head3d", "mean_canonical", "copy_reference")
+BRIGHTNESS: dict[MethodName, float] = {
+    "head3d": 1.0, "head3d_n1": 0.9, "head3d_n3": 0.95, "head3d_n10": 1.0, "mean_canonical": 0.85,
+}  # fmt: skip
+"""What the factory's methods do to the truth, before noise."""
+METHODS: tuple[MethodName, ...] = (*BRIGHTNESS, "copy_reference")
 SKIN, HAIR = 1, 17
 
 
@@ -101,8 +106,8 @@ def make_project(
 ) -> Project:
     """Write what evaluate, study and report read: clips, masks, generated sets, canonical heads, loss curves.
 
-    The last identity's self pair failed, one video was rejected, one was empty. `head3d` is the truth with a little
-    noise, `mean_canonical` the truth darkened, `copy_reference` a frame of the subject held still.
+    The last identity's self pair failed, one video was rejected, one was empty. Methods are the truth darkened by
+    `BRIGHTNESS`, with a little noise; `copy_reference` is a frame of the subject held still.
 
     Args:
         root: An empty folder; `root/data` is made.
@@ -198,13 +203,12 @@ def _pairs(people: int, cross: int) -> list[dict[str, Any]]:
     return rows
 
 
-def fake_output(method: str, subject: np.ndarray, driving: np.ndarray, seed: int) -> np.ndarray:
+def fake_output(method: MethodName, subject: np.ndarray, driving: np.ndarray, seed: int) -> np.ndarray:
     """What `method` "made": truth with noise, truth darkened, or one frame held still; (T, H, W, 3) uint8."""
     if method == "copy_reference":
         return np.repeat(subject[2:3], len(driving), axis=0)
-    noise = np.random.default_rng(seed).integers(-3, 4, driving.shape)
-    factor = 1.0 if method == "head3d" else 0.85
-    return np.clip(driving * factor + noise, 0, 255).astype(np.uint8)
+    noise = np.random.default_rng([seed, METHODS.index(method)]).integers(-3, 4, driving.shape)
+    return np.clip(driving * BRIGHTNESS[method] + noise, 0, 255).astype(np.uint8)
 
 
 def _write_generated(paths: Paths, pairs: list[dict[str, Any]], clips: np.ndarray, videos: bool) -> None:
@@ -213,7 +217,7 @@ def _write_generated(paths: Paths, pairs: list[dict[str, Any]], clips: np.ndarra
     group = zarr.create_group(paths.generated / "frames.zarr", zarr_format=3)
     group.attrs["fingerprint"] = "f"
     for method in METHODS:
-        for setting in ("self", "cross"):
+        for setting in methods.METHODS[method].settings:
             chosen = [row for row in pairs if row["setting"] == setting]
             shape = (len(chosen), *clips.shape[1:])
             array = group.create_array(f"{method}/{setting}", shape=shape, chunks=(1, *shape[1:]), dtype="uint8")

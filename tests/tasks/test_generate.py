@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ import trimesh
 import zarr
 from PIL import Image
 
-from models.config import Params
+from models.config import MethodName, Params
 from tasks import canonical, fusion, generate, geometry, parse
 from tasks.animate import Limits, animate
 from tasks.clip_data import load_clips
 from tasks.errors import StageError
 from tasks.export_head import export_head
+from tasks.generated import SECONDS
+from tasks.methods import METHODS
 from tasks.novel_view import novel_views
 from tasks.pairs import choose_pairs
 from tasks.paths import Paths
 from tasks.stores import array
+from tasks.trained import load_model, load_without_head
 from tasks.video import iterate_frames, probe, write_video
 from tests.tasks.rendered import make_clip_store, rendered_clip
 from tests.tasks.test_training import settings
@@ -81,11 +85,24 @@ def test_without_test_people_training_clips_are_marked():
     assert set(pairs["setting"]) == {"self"}  # one person only: nothing to cross
 
 
-def test_the_reference_is_first_and_frames_do_not_repeat():
+def test_a_larger_n_only_adds_frames_and_s_ref_is_always_the_first():
     for reference in (0, 7, 39):
-        frames = generate.references_with(reference, 40, 5).tolist()
-        assert frames[0] == reference
-        assert len(set(frames)) == 5
+        sets = [generate.reference_frames(reference, 40, count, seed=0).tolist() for count in (1, 3, 5, 10)]
+        assert sets[0] == [reference]
+        assert [len(set(frames)) for frames in sets] == [1, 3, 5, 10]
+        for small, large in pairwise(sets):
+            assert large[: len(small)] == small
+    other = generate.reference_frames(7, 40, 10, seed=1).tolist()
+    assert other[0] == 7
+    assert other != generate.reference_frames(7, 40, 10, seed=0).tolist()
+    assert sorted(generate.reference_frames(2, 4, 10, seed=0).tolist()) == [0, 1, 2, 3]
+
+
+def with_methods(params: Params, *methods: MethodName) -> Params:
+    return params.model_copy(update={"generate": params.generate.model_copy(update={"methods": list(methods)})})
+
+
+FIRST: tuple[MethodName, ...] = ("head3d", "head3d_n1", "mean_canonical", "no_driving_head", "copy_reference")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +113,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, Paths]:
     rows["segment"], rows["fps"] = (rows["row"] - 1) // 3, 25.0
     rows["video"] = rows["identity"]
     rows.to_parquet(paths.clip_table)
-    params = settings()
+    params = with_methods(settings(), *FIRST)
+    params = params.model_copy(update={"fusion": params.fusion.model_copy(update={"without_head_steps": 2})})
     for stage, run in (("parse", parse.run), ("geometry", geometry.run), ("canonical", canonical.run)):
         run(params, paths, stage)
     fusion.run(params, paths, "fusion")
@@ -109,14 +127,17 @@ def test_every_pair_has_frames_video_and_head(finished: tuple[Params, Paths]):
     pairs = pd.read_csv(paths.generated / "pairs.csv")
     frames = zarr.open_group(paths.generated / "frames.zarr", mode="r")
     assert set(pairs["setting"]) == {"self", "cross"}
-    for method in ("head3d", "mean_canonical", "copy_reference"):
+    for method in FIRST:
         for pair in pairs.to_dict("records"):
             setting, name = str(pair["setting"]), str(pair["pair"])
+            if setting not in METHODS[method].settings:
+                assert f"{method}/{setting}" not in frames
+                continue
             video = paths.generated / "videos" / method / setting / f"{name}.mp4"
             assert probe(video).frames == 4
             assert np.asarray(array(frames, f"{method}/{setting}")[int(pair["index"])]).std() > 1
             head = paths.generated / "canonical" / method / setting / f"{name}.png"
-            assert head.is_file() == (method != "copy_reference")
+            assert head.is_file() == (method not in ("copy_reference", "no_driving_head"))
 
 
 def test_the_copy_is_the_reference_frame_bit_for_bit(finished: tuple[Params, Paths]):
@@ -130,21 +151,90 @@ def test_the_copy_is_the_reference_frame_bit_for_bit(finished: tuple[Params, Pat
     assert (stored == reference).all()
 
 
+def count_renders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The methods of the videos that are rendered from now on."""
+    made: list[str] = []
+    real = generate.render_pair
+
+    def counted(*words: Any) -> Any:
+        made.append(words[5])
+        return real(*words)
+
+    monkeypatch.setattr(generate, "render_pair", counted)
+    return made
+
+
+def test_n_changes_the_canonical_head_and_never_s_ref(finished: tuple[Params, Paths]):
+    params, paths = finished
+    model = load_model(paths.data / "checkpoints", torch.device("cpu"))
+    clips = load_clips(paths, None, torch.device("cpu"), with_geometry=False)
+    names: tuple[MethodName, ...] = ("head3d_n1", "head3d_n3", "head3d", "mean_canonical")
+    config = params.generate.model_copy(update={"references": 2})
+    one, three, two, mean = (generate.make_subject(model, clips, 0, 3, config, name) for name in names)
+    for state in (one, three, two, mean):
+        assert torch.equal(state.reference, clips.images(0, slice(3, 4)))
+        assert torch.allclose(state.reference_pose.angles_deg, one.reference_pose.angles_deg, atol=1e-4)
+    heads = [one.head.image, two.head.image, three.head.image, mean.head.image]
+    for first, second in combinations(heads, 2):
+        assert (first - second).abs().max() > 1e-3
+    assert (three.head.mask >= two.head.mask - 1e-5).all()  # a frame more sees more of the head
+
+
+def test_without_the_driving_head_nothing_of_it_reaches_the_output(finished: tuple[Params, Paths]):
+    _, paths = finished
+    model = load_model(paths.data / "checkpoints", torch.device("cpu"))
+    without = load_without_head(model, paths.data / "checkpoints")
+    head, other, reference, driving = torch.rand(4, 1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, two = (without.fusion(image, reference, driving) for image in (head, other))
+        assert torch.equal(one.image, two.image)
+        assert (one.maps.attention[:, 0] == 0).all()
+        assert torch.allclose(one.maps.attention.sum(1), torch.ones(1), atol=1e-5)
+        assert not torch.equal(without.fusion(head, reference, other).image, one.image)
+        assert not torch.equal(model.fusion(head, reference, driving).image, one.image)
+        assert not torch.equal(
+            model.fusion(head, reference, driving).image, model.fusion(other, reference, driving).image
+        )
+
+
+def test_every_video_has_its_seconds(finished: tuple[Params, Paths]):
+    params, paths = finished
+    seconds = pd.read_csv(paths.metrics / SECONDS)
+    pairs = pd.read_csv(paths.generated / "pairs.csv")
+    own = pairs[pairs["setting"] == "self"]
+    assert len(seconds) == len(pairs) * (len(FIRST) - 1) + len(own)
+    assert (seconds["seconds_per_frame"] > 0).all()
+    summary = generate.run(params, paths, "generate")  # everything is there: what was measured stays
+    assert pd.read_csv(paths.metrics / SECONDS).equals(seconds)
+    middle = seconds[seconds["method"] == "head3d"]["seconds_per_frame"].median()
+    assert summary["seconds_per_frame_head3d"] == pytest.approx(middle, rel=1e-4)
+
+
+def test_an_added_method_makes_only_its_own_videos_and_one_taken_out_goes(
+    finished: tuple[Params, Paths], monkeypatch: pytest.MonkeyPatch
+):
+    params, paths = finished
+    kept = {path: path.stat().st_mtime_ns for path in (paths.generated / "videos" / "head3d").rglob("*.mp4")}
+    made = count_renders(monkeypatch)
+    changed: list[MethodName] = [name for name in FIRST if name != "mean_canonical"]
+    generate.run(with_methods(params, *changed, "head3d_n3"), paths, "generate")
+    own = len(pd.read_csv(paths.generated / "pairs.csv").query("setting == 'self'"))
+    assert made == ["head3d_n3"] * own
+    assert not list(paths.generated.rglob("mean_canonical"))
+    assert "mean_canonical" not in zarr.open_group(paths.generated / "frames.zarr", mode="r")
+    assert set(pd.read_csv(paths.metrics / SECONDS)["method"]) == {*changed, "head3d_n3"}
+    generate.run(params, paths, "generate")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 def test_a_killed_run_goes_on_with_the_next_video(finished: tuple[Params, Paths], monkeypatch: pytest.MonkeyPatch):
     params, paths = finished
     lost = paths.generated / "videos" / "head3d" / "cross" / "cross_001.mp4"
     before = lost.read_bytes()
     lost.unlink()
-    made: list[str] = []
-    real = generate.render_pair
-
-    def counted(*words: Any) -> Any:
-        made.append("one")
-        return real(*words)
-
-    monkeypatch.setattr(generate, "render_pair", counted)
+    made = count_renders(monkeypatch)
     generate.run(params, paths, "generate")
-    assert len(made) == 1
+    assert made == ["head3d"]
     assert lost.read_bytes() == before
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tasks import evaluate, report, study
+from tasks import evaluate, report, report_tables, study
 from tasks.charts import Line, line_chart
 from tasks.errors import StageError
 from tasks.paths import Paths
@@ -96,6 +96,29 @@ def test_figures_stand_beside_the_trivial_baseline_under_honest_names(html: str,
     assert "No LPIPS here" in html
     assert "alexnet-owt-7be5be79.pth" in html
     assert not re.search(r"<th[^>]*>LPIPS", html)
+
+
+def test_table_3_stands_beside_the_papers_and_says_what_is_noise(html: str, project: Project) -> None:
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+    assert "Ablation (Table 3), self-reconstruction, dataset demo" in text
+    row = re.search(r"Head3D, N = 10 (.*?) Mean canonical head", text)
+    assert row
+    assert re.search(r"\[-[\d.e-]+, \+[\d.e-]+\]", row[1])
+    assert row[1].endswith("not measured 3 0.0116 0.0839")  # no times in this project; the paper's L2 and LPIPS
+    assert "not told apart from Head3D by these videos: Head3D, N = 10" in text
+    table = pd.read_csv(project.paths.metrics / "table3.csv")
+    assert "Head3D, N = 5" in text
+    assert "the paper's own (VoxCeleb" in text
+    other = report_tables.ablations(table, references=4)[0]["rows"]
+    assert other[0]["paper"] == ["–", "–"]  # the paper's Head3D is N = 5
+    assert report_tables.ablations(table[table["method"] == "head3d"], references=5) == []
+
+
+def test_a_paper_dataset_shows_the_papers_table_1(project: Project) -> None:
+    table = pd.read_csv(project.paths.metrics / "table1.csv")
+    assert report_tables.results(table)[0]["paper"] == []
+    paper = report_tables.results(table.assign(dataset="voxceleb"))[0]["paper"]
+    assert ("Head3D", "0.0113 / 0.0855") in paper
 
 
 def test_a_model_worse_than_copying_is_flagged(html: str, project: Project) -> None:

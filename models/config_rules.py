@@ -1,0 +1,50 @@
+"""Rules that tie several settings together; `models.config.load_params` raises the first that is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from models.config import Params
+
+
+def broken_rules(params: Params) -> Iterator[str]:
+    """What is wrong and what to change, one sentence a rule.
+
+    Args:
+        params: Settings that are each valid by themselves.
+    """
+    camera, crop = params.geometry.camera, params.crop
+    if not camera.depth_min_m < 1.0 < camera.depth_max_m:
+        yield "geometry.camera needs depth_min_m < 1.0 (the head's centre, Sec. 3.1) < depth_max_m"
+    if crop.size_px % 16:
+        yield f"crop.size_px = {crop.size_px} must be a multiple of 16"
+    if params.parse.smooth_frames % 2 == 0:
+        yield f"parse.smooth_frames = {params.parse.smooth_frames} must be odd"
+    if crop.train_clips_per_video > crop.clips_per_video:
+        yield "crop.train_clips_per_video must not exceed crop.clips_per_video"
+    if not params.acquire.sources:
+        yield "acquire.sources is empty; name at least one of demo, folder, voxceleb, faceforensics"
+    if "folder" in params.acquire.sources and not params.acquire.folder.path:
+        yield "acquire.folder.path is empty; `head3d preset local --folder DIR` sets it"
+    yield from _methods(params)
+
+
+def _methods(params: Params) -> Iterator[str]:
+    """Whether every method can be generated; N is part of the names head3d_n1, head3d_n3, head3d_n10."""
+    config = params.generate
+    if len(set(config.methods)) < len(config.methods):
+        yield "generate.methods names a method twice"
+    if "no_driving_head" in config.methods and not params.fusion.without_head_steps:
+        yield (
+            "generate.methods lists no_driving_head, which needs a network of its own: set fusion.without_head_steps "
+            f"(fusion.train.steps is {params.fusion.train.steps}) or take the method out"
+        )
+    counts = [int(name.removeprefix("head3d_n")) for name in config.methods if name.startswith("head3d_n")]
+    needed = max([config.references, *counts])
+    if needed > params.crop.clip_frames:
+        yield (
+            f"generate.references or generate.methods ask for {needed} reference frames, and a clip has only "
+            f"crop.clip_frames = {params.crop.clip_frames}"
+        )

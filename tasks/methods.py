@@ -1,0 +1,81 @@
+"""Every method whose videos are made, measured and shown: what it does and what a person reads for it.
+
+The names stand in `generate.methods` (`models.config.MethodName`). A method that comes later, such as a baseline or a
+folder of videos made elsewhere, is one more name there, one more row here and, if need be, one more role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from models.config import MethodName
+
+OURS: MethodName = "head3d"
+BASELINE: MethodName = "copy_reference"
+"""The trivial baseline: one frame of the subject, held still."""
+
+Role = Literal["ours", "ablation", "trivial"]
+Setting = Literal["self", "cross"]
+BOTH: tuple[Setting, ...] = ("self", "cross")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make the videos of a pair.
+
+    Attributes:
+        label: What a person reads for its name.
+        role: `ours`; `ablation` (a row of Table 3: ours with one thing changed); `trivial` (needs no model).
+        about: What it does.
+        settings: For which pairs it makes videos. The N of Table 3 are measured under self-reconstruction only, and
+            nothing else reads their videos.
+        references: N; None is `generate.references`.
+        mean_head: x_bar^c in place of x_hat^c.
+        driving_head: Whether the fusion sees x_hat_dri; False takes the second network that the stage `fusion` trains.
+        in_study: Whether raters of the user study compare it with ours.
+    """
+
+    label: str
+    role: Role
+    about: str
+    settings: tuple[Setting, ...] = BOTH
+    references: int | None = None
+    mean_head: bool = False
+    driving_head: bool = True
+    in_study: bool = False
+
+
+def _with_references(count: int) -> Method:
+    return Method(
+        f"Head3D, N = {count}", "ablation", f"the same trained model with {count} reference frames", ("self",), count
+    )
+
+
+METHODS: dict[MethodName, Method] = {
+    OURS: Method("Head3D", "ours", "the whole model, N = generate.references"),
+    "head3d_n1": _with_references(1),
+    "head3d_n3": _with_references(3),
+    "head3d_n10": _with_references(10),
+    "mean_canonical": Method(
+        "Mean canonical head", "ablation", "the same trained model with x_bar^c in place of x_hat^c",
+        mean_head=True, in_study=True,
+    ),
+    "no_driving_head": Method(
+        "Without the driving head", "ablation", "a fusion network of its own, trained without x_hat_dri",
+        driving_head=False, in_study=True,
+    ),
+    BASELINE: Method("Copy of the reference frame", "trivial", "s_ref held still"),
+}  # fmt: skip
+
+
+def method_name(method: str) -> str:
+    """The readable name of a method, also of one that this version does not know."""
+    known = {str(name): row.label for name, row in METHODS.items()}
+    return known.get(method, method)
+
+
+def of_role(methods: Iterable[MethodName], *roles: Role) -> list[MethodName]:
+    """Those of `methods` that have one of the roles, in their order."""
+    return [method for method in methods if METHODS[method].role in roles]
