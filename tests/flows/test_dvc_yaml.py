@@ -63,6 +63,9 @@ def test_parameters_exist_and_runtime_is_none_of_them() -> None:
         for name in stage.params:
             section_of(params, name)
             used.add(name.split(".")[0])
+        for name in stage.meta.get("additive", []):
+            section_of(params, name)
+            assert name.split(".")[0] in stage.params
     assert used == set(Params.model_fields) - {"runtime"}
 
 

@@ -16,7 +16,7 @@ import pytest
 from flows.fingerprint import content_hash, fingerprint
 from flows.graph import read_graph
 from flows.stage import plain
-from models.config import load_params
+from models.config import ConfigError, load_params
 from tests.flows.toy import Project, make_toy
 
 
@@ -108,6 +108,23 @@ def test_fingerprint_follows_what_dvc_yaml_lists(toy: Project) -> None:
     toy.edit("params.yaml", "workers: 2", "workers: 1")
     toy.edit("tasks/right.py", "raters", "rater_count")
     assert now() == marks[-1]
+
+
+def test_additive_setting_leaves_what_is_there(toy: Project) -> None:
+    stage(toy, "first")
+    toy.edit("dvc.yaml", "meta: {gpu: true}", "meta: {gpu: true, additive: [parse.work_px]}")
+
+    def now() -> str:
+        return fingerprint(read_graph(toy.root)["left"], load_params(toy.root / "params.yaml"), toy.root)
+
+    before = now()
+    toy.edit("params.yaml", "work_px: 128", "work_px: 160")
+    assert now() == before
+    toy.edit("params.yaml", "smooth_frames: 3", "smooth_frames: 5")
+    assert now() != before
+    toy.edit("dvc.yaml", "parse.work_px]", "parse.work_pixels]")
+    with pytest.raises(ConfigError, match=r"parse\.work_pixels"):
+        now()
 
 
 def test_content_hash_sees_both_ends_of_long_files(tmp_path: Path) -> None:

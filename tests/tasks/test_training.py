@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,46 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert (trained.metrics / f"{stage}_loss.csv").read_text() == curve
 
 
+def with_steps(count: int) -> Params:
+    params = settings()
+    return params.model_copy(update={"fusion": params.fusion.model_copy(update={"without_head_steps": count})})
+
+
+def test_the_fusion_without_the_head_is_trained_beside_the_other(trained: Paths, monkeypatch: pytest.MonkeyPatch):
+    whole = weights(trained, "fusion")
+    summary = fusion.run(with_steps(6), trained, "fp-fusion")
+    second = trained.checkpoint("fusion") / "without_head"
+    first_bytes = (second / "model.safetensors").read_bytes()
+    assert weights(trained, "fusion") == whole  # neither trained anew nor touched
+    assert "loss_last" not in summary
+    assert summary["without_head_loss_last"] > 0
+    assert pd.read_csv(second / "loss.csv")["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    rates = pd.read_csv(second / "loss.csv")["lr"]
+    assert rates.tolist() == pytest.approx([6e-4] * 5 + [6e-5])  # drops after 3/4 of the steps, as the other's does
+    assert first_bytes != whole
+
+    real, calls = fusion.FusionLoss.__call__, 0
+
+    def interrupted(self: Any, *words: Any) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real(self, *words)
+
+    shutil.rmtree(second)
+    monkeypatch.setattr(fusion.FusionLoss, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fusion.run(with_steps(6), trained, "fp-fusion")
+    assert (second / "state.pt").is_file()
+    fusion.run(with_steps(6), trained, "fp-fusion")
+    assert calls == 7
+    assert (second / "model.safetensors").read_bytes() == first_bytes
+    fusion.run(settings(), trained, "fp-fusion")
+    assert not second.exists()
+    assert weights(trained, "fusion") == whole
+
+
 def test_a_finished_stage_is_not_trained_again(trained: Paths, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(geometry, "train_geometry", lambda *_: pytest.fail("trained again"))
     geometry.run(settings(), trained, "fp-geometry")
@@ -198,7 +239,13 @@ def test_a_loss_that_is_no_number_is_named(tmp_path: Path):
         log_every=1,
     )
     runtime = Runtime(
-        device="cpu", cuda_graphs=False, scheduler="local", stores="", workers=1, video_deadline_s=1.0, checkpoint_every_s=1.0
+        device="cpu",
+        cuda_graphs=False,
+        scheduler="local",
+        stores="",
+        workers=1,
+        video_deadline_s=1.0,
+        checkpoint_every_s=1.0,
     )
     with pytest.raises(StageError, match=r"frame, total is no longer a number at step 4"):
         train(job, tmp_path / "fusion", "fp", runtime)
