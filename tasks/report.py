@@ -25,7 +25,9 @@ from tasks.generated import read_pairs, records
 from tasks.labels import COLOURS, NAMES
 from tasks.methods import OURS
 from tasks.paths import Paths
+from tasks.report_attention import attention_section
 from tasks.report_examples import Example, Picture, Stores, choose, make_example, small
+from tasks.report_failures import failure_section
 from tasks.report_media import frame_indices, image_uri, outlined, shrink
 from tasks.report_tables import FIGURE_NAMES, ablations, motion, results
 from tasks.sheets import colour_labels
@@ -75,6 +77,8 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         "definitions": _definitions(summaries.get("evaluate", {})),
         "random_backbone": "lpips_random_backbone" in figures.columns,
         "worse_than_copy": (summaries.get("evaluate", {}).get("l2_ratio_to_copy") or 0) >= 1,
+        "attention": attention_section(params, paths),
+        "failures": failure_section(params, paths),
         "charts": _charts(paths),
         "examples": examples,
         "masks": masks,

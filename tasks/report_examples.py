@@ -164,7 +164,7 @@ def _figures(rows: pd.DataFrame) -> list[tuple[str, str]]:
     return found
 
 
-def _on_grey(path: Path) -> np.ndarray:
+def on_grey(path: Path) -> np.ndarray:
     """A canonical head, `(H, W, 3)` uint8; where its mask is empty, neutral grey."""
     with Image.open(path) as image:
         ground = Image.new("RGBA", image.size, (128, 128, 128, 255))
@@ -178,7 +178,7 @@ def _singles(pair: dict[str, Any], paths: Paths, subject: np.ndarray, methods: l
     for method in methods:
         path = paths.generated / "canonical" / method / pair["setting"] / f"{pair['pair']}.png"
         if path.is_file():
-            head = _on_grey(path)
+            head = on_grey(path)
             caption = "Canonical head" if method == OURS else f"{method_name(method)}"
             pictures.append(Picture(caption, f"canonical head of {method_name(method)}", image_uri(shrink(head))))
     return pictures

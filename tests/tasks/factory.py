@@ -16,7 +16,8 @@ from PIL import Image
 from models.config import MethodName, Params, build
 from tasks import methods
 from tasks.paths import Paths
-from tasks.stores import clip_arrays, mask_arrays, open_or_create, write_rows
+from tasks.quality import measure
+from tasks.stores import clip_arrays, geometry_arrays, mask_arrays, open_or_create, write_rows
 from tasks.video import write_video
 
 PRESET = Path(__file__).parents[2] / "flows" / "presets" / "demo.yaml"
@@ -168,7 +169,19 @@ def _write_clips(params: Params, paths: Paths, people: int) -> np.ndarray:
         part = slice(first, first + shard)
         write_rows(clips, first, {"frames": frames[part]}, done[part])
         write_rows(masks, first, {"labels": labels[part], "head": head[part]}, done[part])
+    good = [row for row in table if row["status"] == "ok"]
     pd.DataFrame(table).to_parquet(paths.clip_table)
+    blind = np.full((crop.clip_frames, 5, 2), np.nan)
+    measured = [{"clip": r["clip"], **measure(frames[r["row"]], labels[r["row"]], blind)} for r in good]
+    pd.DataFrame(measured).to_parquet(paths.mask_table)
+    poses = open_or_create(paths.geometry, geometry_arrays(crop.clip_frames, crop.size_px), rows, shard, "f")
+    swing = np.linspace(-20, 20, crop.clip_frames)
+    angles = np.zeros((rows, crop.clip_frames, 3), np.float32)
+    angles[:, :, 0] = swing
+    angles[0, :, 0] = 35 + swing / 4  # the first person is seen from one side only
+    for first in range(0, rows, shard):
+        part = slice(first, first + shard)
+        write_rows(poses, first, {"angles_deg": angles[part]}, done[part])
     return frames
 
 
