@@ -172,6 +172,7 @@ class Optim(Section):
     steps: Positive
     lr_drop_step: Positive  # the learning rates drop by 0.1 here
     log_every_steps: Positive
+    average: Fraction  # the weights that are kept are a running average: this much of it stays in a step (0: none)
     precision: Literal["float32", "bfloat16"]  # of the networks; geometry, losses and weights stay float32
     seed: NonNegative
 
@@ -187,10 +188,15 @@ class Geometry(Section):
     lr_pose: PositiveFloat
     lambda_sym: NonNegativeFloat
     lambda_depth: NonNegativeFloat
-    bootstrap_steps: NonNegative  # on landmark pose and ellipsoid depth, before the steps of Eq. 4
+    bootstrap: Literal["landmarks", "rendered", "both"]  # known poses and depths that stage 1 starts from
+    bootstrap_steps: NonNegative  # on them alone, before the steps of Eq. 4
+    bin_weight: NonNegativeFloat  # cross-entropy of F_P's bins beside the distance to a known pose
+    rendered_people: NonNegative  # drawn when the stage starts, 40 poses each
+    rendered_batch: NonNegative  # of their images in a batch
+    ellipsoid_share: NonNegativeFloat  # weight of the ellipsoid in real masks beside rendered depth
     lr_bootstrap: PositiveFloat
-    lambda_pose_prior: NonNegativeFloat  # the landmark pose beside Eq. 4: holds the rotation's amplitude
-    lambda_depth_prior: NonNegativeFloat  # the ellipsoid beside Eq. 4
+    lambda_pose_prior: NonNegativeFloat  # known poses beside Eq. 4: they hold the rotation's amplitude
+    lambda_depth_prior: NonNegativeFloat  # known depths beside Eq. 4
 
 
 class CoderNet(Section):

@@ -28,6 +28,9 @@ def broken_rules(params: Params) -> Iterator[str]:
         yield "acquire.sources is empty; name at least one of demo, folder, voxceleb, faceforensics"
     if "folder" in params.acquire.sources and not params.acquire.folder.path:
         yield "acquire.folder.path is empty; `head3d preset local --folder DIR` sets it"
+    start = params.geometry
+    if start.bootstrap != "landmarks" and not (start.rendered_people and start.rendered_batch):
+        yield f"geometry.bootstrap {start.bootstrap} needs geometry.rendered_people and rendered_batch above 0"
     yield from _methods(params)
 
 

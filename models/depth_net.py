@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 from models.config import Camera, DepthNet
 from models.geometry import NOMINAL_DISTANCE_M
+from models.resize import bilinear_x2
 
 BORDER_PX = 2
 """Columns left and right that are pinned to `camera.border_depth_m`, so that the depth's level cannot drift."""
@@ -72,8 +72,8 @@ class UpBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """`x (B, C, h, w)` brought to the size of `skip (B, S, H, W)` and merged with it."""
-        x = F.interpolate(x, skip.shape[-2:], mode="bilinear", align_corners=True)
+        """`x (B, C, h, w)` doubled (cut where an odd size was rounded up) and merged with `skip (B, S, H, W)`."""
+        x = bilinear_x2(x)[:, :, : skip.shape[2], : skip.shape[3]]
         return self.body(torch.cat([x, skip], dim=1))
 
 

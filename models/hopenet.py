@@ -87,23 +87,24 @@ class HopeNet(PoseNetwork):
         logits = torch.stack([self.fc_yaw(feature), self.fc_pitch(feature), self.fc_roll(feature)], dim=1).float()
         return (logits.softmax(-1) * index).sum(-1) * BIN_DEG + FIRST_DEG
 
-    def forward(self, image: Tensor) -> HeadPose:
+    def predict(self, image: Tensor) -> tuple[HeadPose, Tensor | None]:
         """Pose of heads in this project's convention.
 
         Args:
             image: As for `public_angles_deg`.
 
         Returns:
-            Angles, bounded by the camera's limit as in F_P, and the translation (zero without a camera).
+            Angles, bounded by the camera's limit as in F_P, and the translation (zero without a camera); no logits,
+            since the bins are of HopeNet's angles.
         """
         feature = self._feature(image)
         angles = angles_from_hopenet(self._expected(feature))
         shift = self.fc_translation(feature).float()
         camera: Camera | None = self.camera
         if camera is None:
-            return HeadPose(angles, torch.zeros_like(shift))
+            return HeadPose(angles, torch.zeros_like(shift)), None
         angles = camera.max_angle_deg * torch.tanh(angles / camera.max_angle_deg)
-        return HeadPose(angles, camera.max_translation_m * torch.tanh(shift))
+        return HeadPose(angles, camera.max_translation_m * torch.tanh(shift)), None
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -76,10 +76,10 @@ def fit_landmarks(landmarks: Tensor, max_angle_deg: float, iterations: int = 20)
 def poses_from_landmarks(
     landmarks: Tensor, K: Tensor, max_angle_deg: float, max_translation_m: float
 ) -> tuple[Tensor, Tensor]:
-    """Pose labels of one clip's frames.
+    """Pose labels of one video's frames.
 
-    A person's true size is unknown, so the clip's median scale is taken as the nominal distance: the canonical head is
-    as large as in the clip, and the z translation says by how much a frame is nearer or farther than that.
+    A person's true size is unknown, so the video's median scale is taken as the nominal distance: the canonical head is
+    as large as in the video, and the z translation says by how much a frame is nearer or farther than that.
 
     Args:
         landmarks: `(T, 5, 2)`, pixels of the frame.
@@ -90,8 +90,28 @@ def poses_from_landmarks(
     Returns:
         Angles (yaw, pitch, roll) `(T, 3)` in degrees and t_pred `(T, 3)` in metres, float32; NaN where unknown.
     """
+    one = torch.zeros(len(landmarks), dtype=torch.long)
+    return poses_of_videos(landmarks, one, K, max_angle_deg, max_translation_m)
+
+
+def poses_of_videos(
+    landmarks: Tensor, video: Tensor, K: Tensor, max_angle_deg: float, max_translation_m: float
+) -> tuple[Tensor, Tensor]:
+    """`poses_from_landmarks` for the frames of many videos, all fitted at once.
+
+    Args:
+        landmarks: `(T, 5, 2)`, pixels of the frame.
+        video: Which video each frame is of, `(T,)`, counted from 0.
+        K: `(3, 3)`.
+        max_angle_deg: As there.
+        max_translation_m: As there.
+
+    Returns:
+        As there.
+    """
     angles, scale, centre = fit_landmarks(landmarks, max_angle_deg)
-    distance = NOMINAL_DISTANCE_M * torch.nanmedian(scale) / scale
+    medians = torch.stack([torch.nanmedian(scale[video == i]) for i in range(int(video.max()) + 1)])
+    distance = NOMINAL_DISTANCE_M * medians[video] / scale
     focal = K[0, 0].double()
     shift = (centre - torch.stack([K[0, 2], K[1, 2]]).double()) / focal * distance[:, None]
     translation = torch.cat([shift, distance[:, None] - NOMINAL_DISTANCE_M], dim=-1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.config import FlowNet
 from models.precision import full_precision
+from models.resize import bilinear_x2
 from models.warp import normalised_grid
 
 
@@ -69,7 +70,7 @@ class Hourglass(nn.Module):
         x = skips.pop()
         for block in self.up:
             skip = skips.pop()
-            x = F.interpolate(x, skip.shape[-2:], mode="bilinear", align_corners=True)
+            x = bilinear_x2(x)[:, :, : skip.shape[2], : skip.shape[3]]  # an odd size was rounded up on the way down
             x = torch.cat([block(x), skip], dim=1)
         return x
 

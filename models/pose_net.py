@@ -93,6 +93,17 @@ class PoseNetwork(nn.Module):
         Returns:
             The pose of each.
         """
+        return self.predict(image)[0]
+
+    def predict(self, image: Tensor) -> tuple[HeadPose, Tensor | None]:
+        """The pose and the scores of the bins it was made of.
+
+        Args:
+            image: As for `forward`.
+
+        Returns:
+            The pose of each, and logits `(B, 3, 66)` for `bin_loss`; None from a network whose bins mean other angles.
+        """
         if image.shape[-1] != self.input_px:
             image = F.interpolate(image, (self.input_px, self.input_px), mode="bilinear", align_corners=True)
         feature = self.trunk((image - self.mean) / self.std).flatten(1)
@@ -101,4 +112,24 @@ class PoseNetwork(nn.Module):
         angles = (logits.softmax(-1) * index).sum(-1) * BIN_DEG + FIRST_DEG
         angles = self.camera.max_angle_deg * torch.tanh(angles / self.camera.max_angle_deg)
         translation = self.camera.max_translation_m * torch.tanh(self.fc_translation(feature).float())
-        return HeadPose(angles, translation)
+        return HeadPose(angles, translation), logits
+
+    def bin_loss(self, logits: Tensor, angles_deg: Tensor) -> Tensor:
+        """Cross-entropy of the bins against known angles, as HopeNet is trained ([33]): the expected value alone learns
+        slowly, because at first all bins are equally likely.
+
+        Source: our choice for labels between two bins: both are right, in proportion.
+
+        Args:
+            logits: From `predict`, `(B, 3, 66)`.
+            angles_deg: `(B, 3)`, degrees, within the camera's bound.
+
+        Returns:
+            `(B, 3)`.
+        """
+        limit = self.camera.max_angle_deg
+        raw = limit * torch.atanh((angles_deg / limit).clamp(-0.95, 0.95))  # before the soft bound
+        place = ((raw - FIRST_DEG) / BIN_DEG).clamp(0, BINS - 1)
+        index = torch.arange(BINS, dtype=place.dtype, device=place.device)
+        target = (1 - (place[..., None] - index).abs()).clamp(min=0)
+        return -(target * logits.log_softmax(-1)).sum(-1)

@@ -163,6 +163,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
             lambda step: [config.lr * (0.1 if step >= config.train.lr_drop_step else 1.0)],
             {"canonical": config.model_dump(), "size_px": clips.size_px},
             config.train.log_every_steps,
+            config.train.average,
         )
         summary.update(train(job, folder, fingerprint, params.runtime))
     write_losses(folder, paths.metrics / "canonical_loss.csv")

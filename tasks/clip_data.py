@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from models.config import Optim, Quality
-from models.geometry import Pose
+from models.config import Camera, Optim, Quality
+from models.geometry import Pose, intrinsics
+from models.landmark_pose import poses_of_videos
 from models.pose_net import HeadPose
 from tasks.clip_table import ok_clips, read_table
 from tasks.errors import StageError
@@ -62,6 +63,20 @@ class ClipSet:
         """Position of a clip by its name."""
         return int(np.flatnonzero(self.table["clip"].to_numpy() == clip)[0])
 
+    def landmark_poses(self, camera: Camera) -> tuple[Tensor, Tensor]:
+        """Pose of every frame by its landmarks: angles and translation, `(n, T, 3)` each; NaN where unknown.
+
+        Five points jitter by a degree or two from frame to frame and heads do not: the poses are smoothed over five
+        frames.
+        """
+        count, length = self.landmarks.shape[:2]
+        K = intrinsics(self.size_px, self.size_px, camera.fov_deg)
+        video = torch.from_numpy(self.table["video"].factorize()[0]).repeat_interleave(length)
+        points = self.landmarks.cpu().flatten(0, 1)
+        found = poses_of_videos(points, video, K, camera.max_angle_deg, camera.max_translation_m)
+        angles, translation = (smoothed(part.view(count, length, 3)).to(self.frames.device) for part in found)
+        return angles, translation
+
     def images(self, clip: int, frames: Tensor | slice = slice(None)) -> Tensor:
         """Frames of a clip as float, `(n, 3, H, W)` in [0, 1]."""
         return self.frames[clip, frames].float() / 255
@@ -81,6 +96,18 @@ class ClipSet:
         """Depth of a clip's frames, `(n, H, W)`, metres."""
         assert self.depth is not None
         return self.depth[clip, frames].float()
+
+
+def smoothed(values: Tensor) -> Tensor:
+    """Values `(n, T, C)` averaged over time with weights 1 2 3 2 1; unknown ones (NaN) have no weight and stay NaN."""
+    known = torch.isfinite(values)
+    filled = torch.where(known, values, torch.zeros_like(values))
+    total, weight = 3 * filled, 3.0 * known
+    for shift, share in ((1, 2.0), (2, 1.0)):
+        for target, source in ((total, filled), (weight, known.to(values.dtype))):
+            target[:, shift:] += share * source[:, :-shift]
+            target[:, :-shift] += share * source[:, shift:]
+    return torch.where(known, total / weight.clamp(min=1), torch.nan)
 
 
 def usable_clips(paths: Paths) -> pd.DataFrame:

@@ -123,6 +123,7 @@ def _train(params: Params, paths: Paths, device: torch.device, fingerprint: str,
             "parse": params.parse.model_dump(),
         },
         config.train.log_every_steps,
+        config.train.average,
     )
     return train(job, folder, fingerprint, params.runtime)
 

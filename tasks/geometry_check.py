@@ -9,7 +9,6 @@ from models.canonical import mean_canonical, render_head, warp_references
 from models.config import Params
 from models.depth_net import DepthNetwork
 from models.geometry import Pose, intrinsics
-from models.landmark_pose import poses_from_landmarks
 from tasks.clip_data import ClipSet, load_clips, usable_clips
 from tasks.frames import spread_frames
 from tasks.paths import Paths
@@ -32,14 +31,7 @@ def pose_agreement(clips: ClipSet, params: Params) -> dict[str, float]:
     Returns:
         `corr_yaw`, `corr_pitch`, `corr_roll`, `std_yaw_ratio` (1 is right, towards 0 is collapse).
     """
-    camera = params.geometry.camera
-    K = intrinsics(clips.size_px, clips.size_px, camera.fov_deg)
-    labels = torch.cat(
-        [
-            poses_from_landmarks(points, K, camera.max_angle_deg, camera.max_translation_m)[0]
-            for points in clips.landmarks.cpu()
-        ]
-    ).numpy()
+    labels = clips.landmark_poses(params.geometry.camera)[0].cpu().flatten(0, 1).numpy()
     assert clips.angles_deg is not None
     found = clips.angles_deg.cpu().flatten(0, 1).numpy()
     known = np.isfinite(labels).all(1)

@@ -6,7 +6,7 @@ Every frame is drawn by itself, in a random pose with a random expression; the f
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +55,10 @@ class RenderedHeads:
     translation_m: Tensor
     landmarks: Tensor
     person: Tensor
+
+    def to(self, device: torch.device) -> RenderedHeads:
+        """The same heads on another device."""
+        return RenderedHeads(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def __len__(self) -> int:
         """Number of frames."""

@@ -53,6 +53,7 @@ class Training:
         rates: Step number -> learning rate of each parameter group.
         settings: What is stored beside the weights, so that a checkpoint explains itself.
         log_every: Steps that a row of the loss curve averages.
+        average: Share of the running average of all weights that stays in a step; 0: the last weights are kept.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Training:
     rates: Callable[[int], list[float]]
     settings: Mapping[str, Any]
     log_every: int
+    average: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -103,9 +105,9 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
         StageError: The loss is no longer a number.
     """
     begin = time.monotonic()
-    step = _resume(job, folder, fingerprint)
+    step, averaged = _resume(job, folder, fingerprint)
     saved = time.monotonic()
-    stepper = Stepper(job, runtime.cuda_graphs)
+    stepper = Stepper(job, runtime.cuda_graphs, averaged)
     with progress(job.name, job.steps, "step", initial=step) as bar:
         window: list[Tensor] = []
         try:
@@ -119,14 +121,14 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
                     window = []
                     bar.set_postfix_str(f"loss {job.history[-1]['total']:.4f}")
                     if time.monotonic() - saved > runtime.checkpoint_every_s:
-                        _save_state(job, folder, fingerprint, step)
+                        _save_state(job, folder, averaged, step)
                         saved = time.monotonic()
                 bar.update()
         except KeyboardInterrupt:
             if not window:  # a half-filled log window would not be the same after a resume
-                _save_state(job, folder, fingerprint, step)
+                _save_state(job, folder, averaged, step)
             raise
-    _finish(job, folder, fingerprint)
+    _finish(job, folder, fingerprint, averaged)
     return {
         "loss_first": job.history[0]["total"],
         "loss_last": job.history[-1]["total"],
@@ -144,8 +146,16 @@ class Stepper:
     WARM_STEPS = 3
     """Steps taken one by one before the recording: they let cuDNN choose and Adam allocate."""
 
-    def __init__(self, job: Training, record: bool) -> None:
+    def __init__(self, job: Training, record: bool, averaged: Weights) -> None:
+        """Prepare.
+
+        Args:
+            job: What is trained.
+            record: Whether to record steps where that is possible.
+            averaged: The running average, changed in place; empty: there is none.
+        """
         self.job, self.names = job, [""]
+        self._average = [(averaged[name], value) for name, value in trained_values(job).items() if name in averaged]
         self.record = record and job.device.type == "cuda"
         self._phase, self._taken = "", 0
         self._drawn: dict[str, Tensor] = {}
@@ -186,6 +196,9 @@ class Stepper:
         losses = self.job.losses(self._phase, self._drawn)
         losses["total"].backward()
         self.job.optimiser.step()
+        if self._average:
+            kept, new = ([pair[i] for pair in self._average] for i in (0, 1))
+            torch._foreach_lerp_(kept, new, 1 - self.job.average)
         self.names = list(losses)
         return torch.stack([value.detach().float() for value in losses.values()])
 
@@ -210,8 +223,21 @@ def _log(job: Training, step: int, names: list[str], values: list[float]) -> Non
     job.history.append(row)
 
 
-def _resume(job: Training, folder: Path, fingerprint: str) -> int:
-    """Load the last state of the same fingerprint; returns the step to go on with."""
+Weights = dict[str, Tensor]
+
+
+def trained_values(job: Training) -> Weights:
+    """All floating-point values of the networks: weights and the statistics of batch norms."""
+    return {
+        f"{name}.{key}": value
+        for name, module in job.modules.items()
+        for key, value in module.state_dict().items()
+        if value.is_floating_point()
+    }
+
+
+def _resume(job: Training, folder: Path, fingerprint: str) -> tuple[int, Weights]:
+    """Load the last state of the same fingerprint; returns the step to go on with, and the running average."""
     state_file = folder / "state.pt"
     if folder.exists() and read_fingerprint(folder) != fingerprint:
         shutil.rmtree(folder)
@@ -219,8 +245,9 @@ def _resume(job: Training, folder: Path, fingerprint: str) -> int:
     for stray in folder.glob("*.partial"):
         stray.unlink()
     (folder / "stage.json").write_text(json.dumps({"fingerprint": fingerprint, "complete": False}))
+    values = trained_values(job) if job.average else {}
     if not state_file.is_file():
-        return 0
+        return 0, {name: value.clone() for name, value in values.items()}
     state = torch.load(state_file, map_location="cpu", weights_only=True)
     for name, module in job.modules.items():
         module.load_state_dict(state["modules"][name])
@@ -229,11 +256,12 @@ def _resume(job: Training, folder: Path, fingerprint: str) -> int:
     for group, rate in zip(job.optimiser.param_groups, rates, strict=True):
         group["lr"] = rate  # a rate kept in a tensor must stay on its device
     job.history[:] = state["history"]
-    return int(state["step"])
+    return int(state["step"]), {name: state["average"][name].to(value.device) for name, value in values.items()}
 
 
-def _save_state(job: Training, folder: Path, fingerprint: str, step: int) -> None:
+def _save_state(job: Training, folder: Path, averaged: Weights, step: int) -> None:
     state = {
+        "average": averaged,
         "step": step,
         "modules": {name: module.state_dict() for name, module in job.modules.items()},
         "optimiser": job.optimiser.state_dict(),
@@ -244,9 +272,9 @@ def _save_state(job: Training, folder: Path, fingerprint: str, step: int) -> Non
     partial.replace(folder / "state.pt")
 
 
-def _finish(job: Training, folder: Path, fingerprint: str) -> None:
+def _finish(job: Training, folder: Path, fingerprint: str, averaged: Weights) -> None:
     weights = {
-        f"{name}.{key}": value.detach().cpu().contiguous()
+        f"{name}.{key}": averaged.get(f"{name}.{key}", value).detach().cpu().contiguous()
         for name, module in job.modules.items()
         for key, value in module.state_dict().items()
     }

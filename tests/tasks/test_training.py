@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from models.config import Optim, Params, Runtime
-from tasks import canonical, fusion, geometry, parse
+from tasks import canonical, fusion, geometry, geometry_loss, parse
 from tasks.clip_data import Batch, ClipSet, batch_geometry, draw, gather, load_clips, step_generator
 from tasks.errors import StageError
 from tasks.paths import Paths
@@ -85,7 +85,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 ):
     whole, curve = weights(trained, stage), (trained.metrics / f"{stage}_loss.csv").read_text()
     calls = 0
-    module = {"geometry": geometry.GeometryLoss, "canonical": canonical.CanonicalLoss, "fusion": fusion.FusionLoss}[
+    module = {"geometry": geometry_loss.GeometryLoss, "canonical": canonical.CanonicalLoss, "fusion": fusion.FusionLoss}[
         stage
     ]
     real = module.__call__
@@ -159,7 +159,7 @@ def test_stage_1_learns_from_its_start(prepared: Paths, tmp_path: Path):
     clips = load_clips(prepared, "train", CPU, with_geometry=False)
     params = settings(geometry={"bootstrap_steps": 40}).geometry
     networks = geometry.build_networks(params, CPU)
-    loss = geometry.GeometryLoss(params, networks, clips)
+    loss = geometry_loss.GeometryLoss(params, networks, clips)
     optimiser = adam([{"params": [p for n in networks.values() for p in n.parameters()]}], 1e-3)
     job = Training("geometry", networks, optimiser, 40, loss, lambda _: [1e-3], {}, log_every=10)
     train(job, tmp_path / "geometry", "fp", settings().runtime)
