@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.canonical import mean_canonical, render_head, warp_references
+from models.canonical import CanonicalHead, mean_canonical, render_head, warp_references
 from models.config import Params
 from models.depth_net import DepthNetwork
-from models.geometry import Pose, intrinsics
+from models.geometry import intrinsics
 from tasks.clip_data import ClipSet, load_clips, usable_clips
 from tasks.frames import spread_frames
 from tasks.paths import Paths
@@ -69,10 +69,10 @@ def head_error(clips: ClipSet, params: Params, network: DepthNetwork) -> dict[st
         mean = mean_canonical(warped, warp.visibility)
         depth = network(mean.image)
         target, _ = clips.heads(clip, driving)
-        for i, pose in enumerate(zip(*clips.poses(clip, driving), strict=True)):
-            rendered, _ = render_head(mean, depth, Pose(pose[0][None], pose[1][None]), K)
-            warped_error.append(float((rendered[0] - target[i]).abs().mean()))
-            copied_error.append(float((heads - target[i]).abs().mean()))
+        many = CanonicalHead(*(part.expand(len(driving), -1, -1, -1) for part in mean))
+        rendered, _ = render_head(many, depth.expand(len(driving), -1, -1), clips.poses(clip, driving), K)
+        warped_error.append(float((rendered - target).abs().mean()))
+        copied_error.append(float((heads[:, None] - target[None]).abs().mean()))
     head, copy = float(np.mean(warped_error)), float(np.mean(copied_error))
     return {"head_l1": head, "head_l1_copy": copy, "head_l1_ratio": head / max(copy, 1e-9)}
 
