@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from models.geometry import intrinsics
 from models.landmark_pose import ellipsoid_depth, poses_from_landmarks
@@ -97,7 +99,7 @@ def depth_correlation(found: Tensor, true: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict(
-    networks: Mapping[str, torch.nn.Module], heads: RenderedHeads, device: torch.device
+    networks: Mapping[str, Module], heads: RenderedHeads, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What F_D and F_P make of rendered heads.
 
@@ -129,7 +131,7 @@ def landmark_angles(heads: RenderedHeads) -> Tensor:
     return torch.cat([poses_from_landmarks(points, K, 60.0, 0.1)[0] for points in people])
 
 
-def measure(networks: Mapping[str, torch.nn.Module], heads: RenderedHeads, device: torch.device) -> list[Bar]:
+def measure(networks: Mapping[str, Module], heads: RenderedHeads, device: torch.device) -> list[Bar]:
     """The bars of stage 1 beside what needs no network.
 
     Args:
@@ -183,24 +185,26 @@ def with_steps(config: Geometry, steps: int) -> Geometry:
     return config.model_copy(update={"bootstrap_steps": bootstrap, "train": optim})
 
 
-def train_on(
-    heads: RenderedHeads, frames: int, config: Geometry, runtime: Runtime, device: torch.device
-) -> dict[str, torch.nn.Module]:
-    """Train stage 1 on rendered people as the pipeline trains it on videos.
+def train_on(heads: RenderedHeads, config: Geometry, runtime: Runtime, device: torch.device) -> dict[str, Module]:
+    """Train stage 1 on rendered people by the losses and the loop of the pipeline.
+
+    Their frames are stills: each is a clip of its own (nothing is smoothed over time), and each person a video. If the
+    settings start from rendered heads, these are drawn besides, as in the pipeline.
 
     Args:
         heads: The people.
-        frames: Of each; a person is one clip.
-        config: The section `geometry`.
+        config: The section `geometry`; the frames of a sample are always of a whole video here.
         runtime: For the training loop.
         device: Where to train.
 
     Returns:
         F_D and F_P.
     """
-    from tasks.geometry import GeometryLoss, build_networks
-    from tasks.training import Training, adam, train
+    from tasks.geometry import build_networks, render_start
+    from tasks.geometry_loss import GeometryLoss
+    from tasks.training import Training, adam, load_weights, train
 
+    config = config.model_copy(update={"train": config.train.model_copy(update={"span": "video"})})
     networks = build_networks(config, device)
     groups = [{"params": list(networks[name].parameters())} for name in ("depth", "pose")]
 
@@ -210,22 +214,26 @@ def train_on(
         drop = 0.1 if step - config.bootstrap_steps >= config.train.lr_drop_step else 1.0
         return [config.lr_depth * drop, config.lr_pose * drop]
 
+    start = render_start(config, heads.images.shape[-1], runtime.workers)
     job = Training(
-        "geometry",
-        networks,
-        adam(groups, config.lr_bootstrap),
-        config.bootstrap_steps + config.train.steps,
-        GeometryLoss(config, networks, as_clips(heads, frames, device)),
-        rates,
-        {},
-        config.train.log_every_steps,
+        name="geometry",
+        modules=networks,
+        optimiser=adam(groups, config.lr_bootstrap),
+        steps=config.bootstrap_steps + config.train.steps,
+        losses=GeometryLoss(config, networks, as_clips(heads, 1, device), start),
+        rates=rates,
+        settings={},
+        log_every=config.train.log_every_steps,
+        average=config.train.average,
     )
-    with tempfile.TemporaryDirectory(prefix="head3d-bench-") as folder:
-        train(job, Path(folder), "bench", runtime)
+    with tempfile.TemporaryDirectory(prefix="head3d-bench-") as name:
+        folder = Path(name)
+        train(job, folder, "bench", runtime)
+        load_weights(folder, networks)
     return networks
 
 
-def load_stage1(folder: Path, device: torch.device) -> tuple[dict[str, torch.nn.Module], int]:
+def load_stage1(folder: Path, device: torch.device) -> tuple[dict[str, Module], int]:
     """F_D and F_P of a checkpoint and the side of the frames they were trained on.
 
     Args:
@@ -235,8 +243,6 @@ def load_stage1(folder: Path, device: torch.device) -> tuple[dict[str, torch.nn.
     Raises:
         StageError: There is no such checkpoint, or another version wrote it.
     """
-    import json
-
     from models.config import ConfigError, Geometry, build
     from models.depth_net import DepthNetwork
     from models.pose_net import PoseNetwork
@@ -252,7 +258,7 @@ def load_stage1(folder: Path, device: torch.device) -> tuple[dict[str, torch.nn.
         size = int(settings["size_px"])
     except (ValueError, KeyError, ConfigError) as error:
         raise StageError(f"{file} is of another version of Head3D ({error})") from None
-    networks: dict[str, torch.nn.Module] = {
+    networks: dict[str, Module] = {
         "depth": DepthNetwork(config.depth_net, config.camera),
         "pose": PoseNetwork(config.pose_net, config.camera),
     }
@@ -302,7 +308,7 @@ def bench_training(rendered: Rendered, size_px: int, config: Geometry, runtime: 
     """
     where = choose_device(device)
     heads = render_heads(0, rendered.people, rendered.frames, size_px, SEED, rendered.workers)
-    networks = train_on(heads, rendered.frames, config, runtime, where)
+    networks = train_on(heads, config, runtime, where)
     return measure(networks, _unseen(rendered, size_px), where)
 
 

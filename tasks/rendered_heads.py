@@ -201,7 +201,8 @@ def as_clips(heads: RenderedHeads, clip_frames: int, device: torch.device) -> Cl
 
     Args:
         heads: From `render_heads`.
-        clip_frames: T; divides the frames of a person.
+        clip_frames: T; divides the frames of a person. 1 where poses are smoothed over time (`ClipSet.landmark_poses`),
+            since these frames do not follow each other; a sample's frames are then drawn with `span: video`.
         device: Where the clips shall lie.
 
     Returns:
