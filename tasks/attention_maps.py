@@ -19,10 +19,10 @@ COLUMNS = (
     ("subject", "s_ref"),
     ("driving", "s_dri"),
     ("transformed", "x_hat_dri"),
-    ("head, warped", "x_hat_dri, its flow"),
+    ("head, warped", "by its flow"),
     ("deformed", "s_ref, its flow"),
-    ("flow of head", "to x_hat_dri"),
-    ("flow of subject", "to s_ref"),
+    ("head's flow", "to x_hat_dri"),
+    ("subject's flow", "to s_ref"),
     ("attention", "a_head"),
     ("attention", "a_ref"),
     ("attention", "a_dec"),
@@ -49,7 +49,7 @@ class Inside(NamedTuple):
         head: x_hat_dri ("transformed"), `(B, H, W, 3)`.
         moved_head: x_hat_dri warped by its flow, the same.
         deformed: s_ref warped by its flow ("deformed"), the same.
-        flow_head: Flow x_hat_dri <- s_dri, `(B, 2, H, W)` f4, pixels, xy.
+        flow_head: Flow x_hat_dri <- s_dri, `(B, 2, H, W)` f4, pixels, xy; 0 where it leads to no head.
         flow_reference: Flow s_ref <- s_dri, the same.
         attention: a_head, a_ref, a_dec, `(B, 3, H, W)` f4; they sum to 1.
         output: s_hat_dri, `(B, H, W, 3)`.
@@ -75,7 +75,8 @@ class Inside(NamedTuple):
     def describe(self, row: int) -> str:
         """The figures of one driving frame, in words."""
         parts = ", ".join(f"{name} {value:.2f}" for name, value in zip(MAPS, self.share[row], strict=True))
-        return f"pose differs by {self.turn_deg[row]:.0f} deg (yaw {self.yaw_deg[row]:+.0f}); in the head: {parts}"
+        yaw = round(float(self.yaw_deg[row])) + 0  # never "-0"
+        return f"pose differs by {self.turn_deg[row]:.0f} deg (yaw {yaw:+d}); in the head: {parts}"
 
 
 @torch.no_grad()
@@ -95,6 +96,8 @@ def look_inside(model: Head3D, subject: Subject, images: Tensor, masks: Tensor) 
     size = images.shape[-2:]
     reference = subject.reference.expand(len(images), -1, -1, -1)
     attention = F.interpolate(made.maps.attention, size, mode="bilinear", align_corners=True)
+    moved_head = sample(made.head, made.maps.pixels_head)
+    seen = moved_head.amax(dim=1, keepdim=True) > 0
     driving, own = model.pose(images * masks), subject.reference_pose
     turn = torch.einsum("bij,kij->bk", driving.pose().rotation, own.pose().rotation)[:, 0]  # trace of R_dri R_ref^T
     inside = (attention * masks).sum((2, 3)) / masks.sum((2, 3))
@@ -103,9 +106,9 @@ def look_inside(model: Head3D, subject: Subject, images: Tensor, masks: Tensor) 
         to_uint8(images),
         (masks[:, 0] > 0).byte().cpu().numpy(),
         to_uint8(made.head),
-        to_uint8(sample(made.head, made.maps.pixels_head)),
+        to_uint8(moved_head),
         to_uint8(sample(reference, made.maps.pixels_reference, "border")),
-        flow_from_pixels(full_size(made.maps.pixels_head, *size)).cpu().numpy(),
+        (flow_from_pixels(full_size(made.maps.pixels_head, *size)) * seen).cpu().numpy(),
         flow_from_pixels(full_size(made.maps.pixels_reference, *size)).cpu().numpy(),
         attention.cpu().numpy(),
         to_uint8(made.image),

@@ -22,10 +22,13 @@ from tasks.quality import FLAGS
 from tasks.stores import array, open_store
 
 AXES = ("yaw", "pitch", "roll")
-TRAINED_SHARE = 0.98
+TRAINED_SHARE = 0.998
 """The trained range of an angle holds this share of the training frames, the same number left out at either end."""
 AT_BOUND = 0.98
 """An angle of more than this share of the bound is at the bound: F_P cannot predict more."""
+TURNED = 0.5
+"""The unseen share counts where all references are turned by this share of `max_reference_yaw_deg` to one side: hair on
+one side, or a head that the frame cuts, is lopsided too."""
 INSIDE = 0.5
 """Where the canonical head's mask counts as seen."""
 
@@ -60,12 +63,14 @@ class Finding(NamedTuple):
     Attributes:
         kind: A name for it: those of `MASK_ADVICE`, `one_side`, `untrained`, `bound` or `lost`.
         severity: Above 1 the limit is passed; 2 is twice as bad.
-        text: What was measured, the limit, and what to do.
+        measured: The figure and its limit, in words.
+        advice: What to do.
     """
 
     kind: str
     severity: float
-    text: str
+    measured: str
+    advice: str
 
 
 class AngleRange(NamedTuple):
@@ -91,7 +96,7 @@ def notices(findings: list[Finding], what: str) -> list[str]:
         One sentence for each.
     """
     beyond = sorted((found for found in findings if found.severity > 1), key=lambda found: -found.severity)
-    return [f"{what}: {found.text}" for found in beyond]
+    return [f"{what}: {found.measured}; {found.advice}" for found in beyond]
 
 
 def mask_findings(measures: Mapping[str, float], quality: Quality, limits: Notices) -> list[Finding]:
@@ -112,7 +117,7 @@ def mask_findings(measures: Mapping[str, float], quality: Quality, limits: Notic
         value = float(measures.get(column, np.nan))
         if np.isfinite(value):
             severity = _ratio(value, limit) if name.startswith("max_") else _ratio(limit, value)
-            found.append(Finding(kind, severity, f"{measured.format(value=value, limit=limit)}; {advice}"))
+            found.append(Finding(kind, severity, measured.format(value=value, limit=limit), advice))
     return found
 
 
@@ -129,22 +134,25 @@ def side_finding(yaw_deg: np.ndarray, unseen: float, limits: Notices) -> Finding
         limits: The section `notices`.
 
     Returns:
-        The finding; without severity where the references are turned to both sides.
+        The finding; of no severity where the references are turned to both sides.
     """
     low, high = float(yaw_deg.min()), float(yaw_deg.max())
     least = max(low, -high, 0.0)
-    severity = 0.0
-    if least > 0:
-        severity = max(_ratio(least, limits.max_reference_yaw_deg), _ratio(unseen, limits.max_unseen_share))
+    severity = _ratio(least, limits.max_reference_yaw_deg)
+    if severity > TURNED:
+        severity = max(severity, _ratio(unseen, limits.max_unseen_share))
     side = "right" if low > 0 else "left"
     count = f"{len(yaw_deg)} references spans {low:.0f} to" if len(yaw_deg) > 1 else "reference is"
-    text = (
+    measured = (
         f"only one side of the head is shown: the yaw of the {count} {high:.0f} degrees (limit: one within "
         f"{limits.max_reference_yaw_deg:g} of 0), and none shows {unseen:.0%} of the mirrored head (limit "
-        f"{limits.max_unseen_share:.0%}); give a subject video that also shows the face turned to the {side} of the "
-        "picture, or take --pick spread with more --references"
+        f"{limits.max_unseen_share:.0%})"
     )
-    return Finding("one_side", severity, text)
+    advice = (
+        f"give a subject video that also shows the face turned to the {side} of the picture, or take --pick spread "
+        "with more --references"
+    )
+    return Finding("one_side", severity, measured, advice)
 
 
 def unseen_share(mask: np.ndarray) -> float:
@@ -200,20 +208,19 @@ def pose_findings(
         share = float(outside.any(axis=1).mean())
         worst = int(np.maximum(trained.low - angles_deg, angles_deg - trained.high).max(axis=0).argmax())
         column = angles_deg[:, worst]
-        text = (
+        measured = (
             f"in {outside.any(axis=1).sum()} of {len(angles_deg)} {unit} (limit {limits.max_untrained_share:.0%}) the "
             f"head is turned further than in training, above all its {AXES[worst]}: {column.min():.0f} to "
-            f"{column.max():.0f} degrees, in {TRAINED_SHARE:.0%} of the training frames {trained.low[worst]:.0f} to "
-            f"{trained.high[worst]:.0f}; do not trust these, take smaller turns or train with such frames"
+            f"{column.max():.0f} degrees, in {TRAINED_SHARE:.1%} of the training frames {trained.low[worst]:.0f} to "
+            f"{trained.high[worst]:.0f}"
         )
-        found.append(Finding("untrained", _ratio(share, limits.max_untrained_share), text))
+        advice = "do not trust these; take smaller turns, or train with people who turn so far"
+        found.append(Finding("untrained", _ratio(share, limits.max_untrained_share), measured, advice))
     at_bound = (np.abs(angles_deg) > AT_BOUND * bound_deg).any(axis=1).sum()
     if at_bound and unit == "driving frames":
-        text = (
-            f"in {at_bound} of {len(angles_deg)} {unit} the head's pose is at the bound of {bound_deg:g} degrees; "
-            "it may be turned further than the output shows: leave these frames out"
-        )
-        found.append(Finding("bound", 1 + float(at_bound) / len(angles_deg), text))
+        measured = f"in {at_bound} of {len(angles_deg)} {unit} the head's pose is at the bound of {bound_deg:g} degrees"
+        advice = "it may be turned further than the output shows: leave these frames out"
+        found.append(Finding("bound", 1 + float(at_bound) / len(angles_deg), measured, advice))
     return found
 
 
@@ -227,11 +234,12 @@ def lost_finding(lost: float, least_found: float) -> Finding:
     Returns:
         The finding.
     """
-    text = (
-        f"the face was not found in {lost:.0%} of the frames looked at (limit {1 - least_found:.0%}); gaps are "
-        "filled, what comes before and after is left out: give a part in which the face is never covered or turned away"
+    measured = f"the face was not found in {lost:.0%} of the frames looked at (limit {1 - least_found:.0%})"
+    advice = (
+        "gaps are filled, what comes before and after is left out: give a part in which the face is never covered or "
+        "turned away"
     )
-    return Finding("lost", _ratio(lost, 1 - least_found), text)
+    return Finding("lost", _ratio(lost, 1 - least_found), measured, advice)
 
 
 def trained_range(data: Path) -> AngleRange | None:

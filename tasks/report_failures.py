@@ -95,7 +95,7 @@ def _shown(case: Case, params: Params, stores: Stores) -> dict[str, Any]:
     said = notices(case.findings, "subject video")
     return {
         "title": f"{pair['subject_identity']}, clip {pair['subject_clip']}",
-        "sentences": said or [f"No limit is passed. Nearest to one: {case.worst.text}"],
+        "sentences": said or [f"Within every limit; nearest to one: {case.worst.measured}"],
         "noticed": bool(said),
         "singles": [Picture("Canonical head", f"canonical head of {pair['subject_clip']}", canonical)],
         "strips": [
