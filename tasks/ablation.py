@@ -17,8 +17,8 @@ DIFFERENCE = f"_minus_{OURS}"
 """Ends the columns of paired differences; their interval's ends have `_low` and `_high` after it."""
 
 DEFINITIONS = {
-    "seconds_per_frame": "median over videos of the seconds that a generated frame takes, the canonical head's share "
-    "included, on the device that ran `generate`",
+    "seconds_per_frame": "median over videos of what a generated frame takes, the canonical head's share included, on "
+    "the device that ran the stage generate; no_driving_head also makes the head that it does not look at",
     "paired_difference": f"mean over videos of (ablation - {OURS}) on the same video, below 0 where the ablation is "
     f"better; with its {CONFIDENCE:.0%} confidence interval (t distribution; the videos of one person count as one "
     "draw, so it takes two people). An interval that holds 0: these videos do not tell the two apart",

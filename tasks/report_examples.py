@@ -117,19 +117,19 @@ def make_example(pair: dict[str, Any], stores: Stores, params: Params, fps: floa
         Picture("Driving", "frames of the driving video", strip(driving, at)),
         Picture("Driving head mask", "driving frames, the head outlined", strip(outlined(driving, masks), at)),
     ]
+    rivals = [method for method in params.generate.methods if method in made and METHODS[method].in_study]
     for method, frames in made.items():
-        if method != BASELINE:
+        if method in (OURS, *rivals):
             strips.append(Picture(method_name(method), f"output of {method_name(method)}", strip(frames, at)))
         if method == OURS and pair["setting"] == "self":
             caption = f"{method_name(OURS)}: error"
             strips.append(Picture(caption, "error of the output", strip(error_map(frames, driving), at)))
-    rivals = [method for method in params.generate.methods if method in made and METHODS[method].in_study]
     shown = [method for method in (OURS, *rivals[:1]) if method in made] + [m for m in (BASELINE,) if m in made]
     panels = [subject, driving, *(made[method] for method in shown)]
     return Example(
         title=_title(pair),
         note=_note(pair),
-        figures=_figures(figures),
+        figures=_figures(figures[figures["method"].isin([OURS, *rivals, BASELINE])]),
         video=video_uri(panels, fps),
         poster=image_uri(np.concatenate([panel[len(panel) // 2] for panel in panels], axis=1)),
         video_width=len(panels) * subject.shape[2] * panel_scale(max(subject.shape[1:3])),

@@ -22,11 +22,12 @@ FIGURE_NAMES = {
     "motion_correlation": "Motion correlation",
     "motion_ratio": "Motion ratio",
     "static": "Static outputs",
-    "seconds_per_frame": "Seconds per frame",
+    "seconds_per_frame": "Time per frame",
     "paired_difference": "Paired difference",
 }
 HIGHER_IS_BETTER = {"psnr_db"}
 PERCEPTUAL = ("lpips", "lpips_random_backbone")
+NOTHING = {"text": "", "sure": False}
 
 
 def results(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -110,7 +111,7 @@ def _ablation_row(row: dict[str, Any], figures: list[str], references: int) -> d
         "method": f"{method_name(OURS)}, N = {references}" if ours else method_name(method),
         "ours": ours,
         "values": ["not measured" if math.isnan(row[name]) else small(row[name]) for name in figures],
-        "differences": ["" if ours else _difference(_interval(row, name)) for name in figures],
+        "differences": [_difference(_interval(row, name)) if not ours else NOTHING for name in figures],
         "seconds": "not measured" if math.isnan(seconds) else _milliseconds(seconds),
         "videos": int(row["videos"]),
         "paper": [f"{value:.4f}" for value in paper] if paper else ["–", "–"],
@@ -125,12 +126,13 @@ def _interval(row: dict[str, Any], name: str) -> Interval:
     return Interval(*(float(row[f"{name}{DIFFERENCE}{end}"]) for end in ("", "_low", "_high")))
 
 
-def _difference(interval: Interval) -> str:
-    if math.isnan(interval.mean):
-        return "not measured"
+def _difference(interval: Interval) -> dict[str, Any]:
+    """In thousandths, and whether it is more than noise."""
+    mean, low, high = (f"{1000 * value:+.3f}" for value in interval)
+    text = f"{mean} [{low}, {high}]"
     if math.isnan(interval.low):
-        return f"{interval.mean:+.2g} (no interval)"
-    return f"{interval.mean:+.2g} [{interval.low:+.2g}, {interval.high:+.2g}]"
+        text = "not measured" if math.isnan(interval.mean) else f"{mean} (no interval)"
+    return {"text": text, "sure": interval.tells_apart}
 
 
 def _verdict(rows: list[dict[str, Any]], figures: list[str]) -> str:

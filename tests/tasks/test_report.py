@@ -103,8 +103,10 @@ def test_table_3_stands_beside_the_papers_and_says_what_is_noise(html: str, proj
     assert "Ablation (Table 3), self-reconstruction, dataset demo" in text
     row = re.search(r"Head3D, N = 10 (.*?) Mean canonical head", text)
     assert row
-    assert re.search(r"\[-[\d.e-]+, \+[\d.e-]+\]", row[1])
+    assert re.search(r"-0.001 \[-0.00\d, \+0.00\d\]", row[1])
     assert row[1].endswith("not measured 3 0.0116 0.0839")  # no times in this project; the paper's L2 and LPIPS
+    bold = re.findall(r'<td class="number best">(\+[^<]*)</td>', html)
+    assert any(text.startswith("+") and "[+" in text for text in bold)  # the darkened mean head is surely worse
     assert "not told apart from Head3D by these videos: Head3D, N = 10" in text
     table = pd.read_csv(project.paths.metrics / "table3.csv")
     assert "Head3D, N = 5" in text
