@@ -13,6 +13,7 @@ from PIL import Image
 from models.config import Camera
 from models.pose_net import HeadPose
 from tasks.animate import Limits, prepare, subject_notices, subject_state
+from tasks.backdrop import backdrop, draw_views
 from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.frames import to_uint8
@@ -171,8 +172,10 @@ def novel_views(
     person = prepare(subject, crop, parse, device)
     ready = subject_state(model, person, references, pick)
     pose = wanted_poses(ranges, ready.state.reference_pose, model.camera)
+    images, masks = person.tensors(ready.frames[:1], where)
+    behind = backdrop(images, masks)
     parts = [
-        model.view(ready.state, HeadPose(angles, shift))
+        draw_views(model, ready.state, behind, HeadPose(angles, shift))
         for angles, shift in zip(pose.angles_deg.split(CHUNK), pose.translation_m.split(CHUNK), strict=True)
     ]
     frames = np.concatenate([to_uint8(part.image) for part in parts])
