@@ -284,9 +284,9 @@ class Notices(Section):
     """When a result is not to be trusted (Fig. 7), beside the limits of `quality`; nothing is refused for it."""
 
     max_reference_yaw_deg: PositiveFloat  # every reference is turned further than this to one side
-    max_unseen_share: Fraction  # of the mirrored canonical head that no reference shows, if all look to one side
+    max_unseen_share: Fraction  # of the mirrored canonical head that no reference shows, if all are turned to one side
     max_loose_share: Fraction  # of the head mask that hangs together with nothing else, in the worst frame
-    max_untrained_share: Fraction  # of driving frames (or views) turned further than 98% of the training frames
+    max_untrained_share: Fraction  # of driving frames (or views) turned further than nearly all training frames
 
 
 class Report(Section):
