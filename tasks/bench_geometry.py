@@ -257,7 +257,7 @@ def load_stage1(folder: Path, device: torch.device) -> tuple[dict[str, Module], 
         config = build(Geometry, settings["geometry"], str(file))
         size = int(settings["size_px"])
     except (ValueError, KeyError, ConfigError) as error:
-        raise StageError(f"{file} is of another version of Head3D ({error})") from None
+        raise StageError(f"{file} is of another version of Head3D; `dvc repro geometry` trains anew") from error
     networks: dict[str, Module] = {
         "depth": DepthNetwork(config.depth_net, config.camera),
         "pose": PoseNetwork(config.pose_net, config.camera),
