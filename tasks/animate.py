@@ -69,7 +69,15 @@ class HeadVideo(NamedTuple):
     measures: dict[str, float]
 
     def tensors(self, index: torch.Tensor | slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some frames `(n, 3, S, S)` in [0, 1] and their masks `(n, 1, S, S)`."""
+        """Some frames as the networks take them.
+
+        Args:
+            index: Which ones.
+            device: Where they shall lie.
+
+        Returns:
+            Frames `(n, 3, S, S)` in [0, 1] and their head masks `(n, 1, S, S)`.
+        """
         where = index.numpy() if isinstance(index, torch.Tensor) else index
         images = torch.from_numpy(self.frames[where]).to(device).permute(0, 3, 1, 2).float() / 255
         return images, torch.from_numpy(self.head[where]).to(device)[:, None].float()
@@ -184,7 +192,16 @@ def subject_state(model: Head3D, person: HeadVideo, references: int, pick: str) 
 
 
 def video_findings(video: HeadVideo, crop: Crop, limits: Limits) -> list[Finding]:
-    """What a prepared video's masks and face track say, see `tasks.notices`."""
+    """What a prepared video's masks and face track say.
+
+    Args:
+        video: From `prepare`.
+        crop: How it was cropped; its share of frames in which a clip must show the face holds here, too.
+        limits: The limits.
+
+    Returns:
+        One finding for each figure, see `tasks.notices`.
+    """
     lost = lost_finding(video.measures["lost_share"], crop.min_detected_fraction)
     return [*mask_findings(video.measures, limits.quality, limits.notices), lost]
 

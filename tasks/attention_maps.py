@@ -222,5 +222,13 @@ def tile(picture: np.ndarray) -> np.ndarray:
 
 
 def colour_bar(width: int, height: int) -> np.ndarray:
-    """`colour_attention` from 0 to 1, `(height, width, 3)` u1 RGB."""
+    """The legend of `colour_attention`.
+
+    Args:
+        width: Pixels, from 0 at the left to 1 at the right.
+        height: Pixels.
+
+    Returns:
+        `(height, width, 3)` u1 RGB.
+    """
     return colour_attention(np.linspace(0, 1, width)[None]).repeat(height, axis=0)

@@ -266,7 +266,15 @@ def trained_range(data: Path) -> AngleRange | None:
 
 
 def measures_of(table: pd.DataFrame, clip: str) -> dict[str, float]:
-    """The measures of a clip in `data/masks.parquet`; empty where it has no row."""
+    """The quality measures of a stored clip.
+
+    Args:
+        table: `data/masks.parquet`.
+        clip: Its name.
+
+    Returns:
+        Column -> value, those of `tasks.quality.FLAGS`; empty where the clip has no row.
+    """
     rows = table[table["clip"] == clip]
     columns = [column for column, _ in FLAGS.values() if column in table]
     return {column: float(rows[column].iloc[0]) for column in columns} if len(rows) else {}
