@@ -228,7 +228,7 @@ class FlowNet(Section):
 class Perceptual(Section):
     """Pyramid of feature distances (L_rec of Eq. 8)."""
 
-    backbone: Literal["vgg19", "vgg19_random", "slim_random"]
+    backbone: Literal["vgg19", "vgg19_random", "slim_random", "head_parser"]
     layer_weights: list[NonNegativeFloat]  # relu1_1 ... relu5_1
     scales: list[PositiveFloat]
     pixel_weight: NonNegativeFloat  # L1 on pixels beside it

@@ -100,12 +100,8 @@ class RandomTransform:
     def jacobian(self, xy: Tensor) -> Tensor:
         """Derivative of the map at points, by central differences, `(B, n, 2, 2)`."""
         step = 1e-2
-        columns = []
-        for axis in range(2):
-            shift = torch.zeros(2, device=xy.device)
-            shift[axis] = step
-            columns.append((self(xy + shift) - self(xy - shift)) / (2 * step))
-        return torch.stack(columns, dim=-1)
+        shifts = step * torch.eye(2, device=xy.device)
+        return torch.stack([(self(xy + shift) - self(xy - shift)) / (2 * step) for shift in shifts], dim=-1)
 
 
 @full_precision

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import Perceptual
+from models.parser import HeadParser
 
 # VGG19 up to relu5_1: the first block's second convolution and so on come before each pooling.
 _VGG19 = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512)
@@ -22,21 +23,25 @@ class PerceptualLoss(nn.Module):
 
     Source: Sec. 3.3 ("per [36, 38]"). Backbones: `vgg19` (ImageNet weights from the registry), `vgg19_random` (same
     network, seeded random weights: random features still compare structure), `slim_random` (a quarter of the width, for
-    CPUs).
+    CPUs), `head_parser` (the embedded head parser's encoder: it knows faces and needs no download; its features have no
+    common size, so each difference is taken relative to the target's).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: Perceptual, weights: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, config: Perceptual, weights: dict[str, Tensor] | None = None, parser: HeadParser | None = None
+    ) -> None:
         """Build the backbone.
 
         Args:
             config: The section `fusion.perceptual`.
             weights: torchvision's VGG19 state dict; needed for `vgg19` only.
+            parser: The trained head parser; needed for `head_parser` only.
 
         Raises:
-            ValueError: `vgg19` is asked for without weights, or a list of weights has the wrong length.
+            ValueError: The backbone's weights are missing, or a list of weights has the wrong length.
         """
         super().__init__()
         if len(config.layer_weights) != 5:
@@ -46,13 +51,20 @@ class PerceptualLoss(nn.Module):
                 "fusion.perceptual.backbone vgg19 needs the ImageNet weights; set vgg19_random without them"
             )
         self.config = config
-        plan, taps = (_SLIM, _SLIM_TAPS) if config.backbone == "slim_random" else (_VGG19, _TAPS)
-        self.blocks = _build(plan, taps)
+        self.relative = config.backbone == "head_parser"
+        if config.backbone == "head_parser":
+            if parser is None:
+                raise ValueError("fusion.perceptual.backbone head_parser needs the parser's network")
+            self.blocks = nn.ModuleList([*parser.stem, parser.down4, parser.down8, parser.down16])
+        else:
+            self.blocks = _build(*((_SLIM, _SLIM_TAPS) if config.backbone == "slim_random" else (_VGG19, _TAPS)))
         if weights is not None and config.backbone == "vgg19":
             _load_torchvision(self.blocks, weights)
         self.requires_grad_(False)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        # ImageNet's mean and deviation; the parser's own input is 4 x - 2.
+        mean, std = ([0.5] * 3, [0.25] * 3) if self.relative else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def features(self, image: Tensor) -> list[Tensor]:
         """relu1_1 ... relu5_1 of `image (B, 3, H, W)` in [0, 1]."""
@@ -77,7 +89,8 @@ class PerceptualLoss(nn.Module):
                 a, b = (F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True) for x in (output, target))
             for weight, x, y in zip(self.config.layer_weights, self.features(a), self.features(b), strict=True):
                 if weight:
-                    total = total + weight * (x - y).abs().mean(dtype=torch.float32)
+                    off = (x - y).abs().mean(dtype=torch.float32)
+                    total = total + weight * (off / y.abs().mean(dtype=torch.float32) if self.relative else off)
         return total
 
 

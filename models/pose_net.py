@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torchvision import models as tv
 
 from models.config import Camera, PoseNet
-from models.geometry import Pose, pose_from_euler
+from models.geometry import NOMINAL_DISTANCE_M, Pose, pose_from_euler
+from models.precision import full_precision
+from models.warp import normalised_grid
 
 BINS, BIN_DEG, FIRST_DEG = 66, 3.0, -99.0
 """HopeNet's angle bins: 66 of 3 degrees, the expected value is sum(p * index) * 3 - 99."""
@@ -66,8 +69,9 @@ def _trunk(backbone: str) -> tuple[nn.Module, int]:
 class PoseNetwork(nn.Module):
     """F_P: pose of the head in an image.
 
-    Source: HopeNet ([33]) with a translation head, Sec. 4.2. Our choice: angles are softly bounded to +-max_angle_deg
-    and the translation to +-max_translation_m, both by tanh; the translation head starts at zero.
+    Source: HopeNet ([33]) with a translation head, Sec. 4.2. Our choice: the head is centred first; angles are softly
+    bounded to +-max_angle_deg and the translation to +-max_translation_m, both by tanh; the translation head starts at
+    zero.
     """
 
     mean: Tensor
@@ -104,15 +108,41 @@ class PoseNetwork(nn.Module):
         Returns:
             The pose of each, and logits `(B, 3, 66)` for `bin_loss`; None from a network whose bins mean other angles.
         """
-        if image.shape[-1] != self.input_px:
-            image = F.interpolate(image, (self.input_px, self.input_px), mode="bilinear", align_corners=True)
+        image, shift = self._centred(image)
         feature = self.trunk((image - self.mean) / self.std).flatten(1)
         index = torch.arange(BINS, dtype=torch.float32, device=image.device)
         logits = torch.stack([self.fc_yaw(feature), self.fc_pitch(feature), self.fc_roll(feature)], dim=1).float()
         angles = (logits.softmax(-1) * index).sum(-1) * BIN_DEG + FIRST_DEG
         angles = self.camera.max_angle_deg * torch.tanh(angles / self.camera.max_angle_deg)
-        translation = self.camera.max_translation_m * torch.tanh(self.fc_translation(feature).float())
+        limit = self.camera.max_translation_m
+        translation = limit * torch.tanh(self.fc_translation(feature).float() + shift / limit)
         return HeadPose(angles, translation), logits
+
+    @full_precision
+    def _centred(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The image moved so that the head's centre of area is in its middle, at the network's size; and that shift.
+
+        Source: our choice. Pooling over the image loses places, so the shift is measured instead and the network only
+        says what remains: how the head's centre lies to its area.
+
+        Args:
+            image: Head on black, `(B, 3, H, W)`.
+
+        Returns:
+            `(B, 3, input_px, input_px)`, and the translation that the shift stands for, `(B, 3)`, metres, z = 0.
+        """
+        height, width = image.shape[-2:]
+        if height > 2 * self.input_px:  # sampling would skip pixels
+            image = F.interpolate(image, (self.input_px, self.input_px), mode="bilinear", antialias=True)
+        seen = (image.amax(dim=1) > 0.02).float()
+        area = seen.sum((1, 2)).clamp(min=1)
+        across = torch.linspace(-1, 1, seen.shape[2], device=image.device)
+        down = torch.linspace(-1, 1, seen.shape[1], device=image.device)
+        x, y = (seen.sum(1) @ across) / area, (seen.sum(2) @ down) / area
+        grid = normalised_grid(self.input_px, self.input_px, image) + torch.stack([x, y], -1)[:, None, None]
+        centred = F.grid_sample(image, grid, align_corners=True)
+        half = math.tan(math.radians(self.camera.fov_deg) / 2) * NOMINAL_DISTANCE_M  # half the frame's width, metres
+        return centred, torch.stack([x * half, y * half * (height - 1) / (width - 1), torch.zeros_like(x)], -1)
 
     def bin_loss(self, logits: Tensor, angles_deg: Tensor) -> Tensor:
         """Cross-entropy of the bins against known angles, as HopeNet is trained ([33]): the expected value alone learns

@@ -90,7 +90,7 @@ def splat_depth(pixels: Tensor, depth: Tensor, weight: Tensor) -> Splat:
     candidates = torch.where(share.detach() > 1e-3, values, torch.inf)
     nearest = torch.full((batch * height * width,), torch.inf, dtype=depth.dtype, device=depth.device)
     nearest = nearest.scatter_reduce(0, index, candidates, reduce="amin")
-    behind = (values - nearest.clamp(max=1e3)[index]).clamp(min=0)
+    behind = (values - nearest.clamp(max=1e3).index_select(0, index)).clamp(min=0)
     share = share * torch.exp(-behind / SURFACE_M)
     total = torch.zeros_like(nearest).index_add(0, index, share).view(batch, 1, height, width)
     summed = torch.zeros_like(nearest).index_add(0, index, share * values).view(batch, 1, height, width)

@@ -77,22 +77,22 @@ class ClipSet:
         angles, translation = (smoothed(part.view(count, length, 3)).to(self.frames.device) for part in found)
         return angles, translation
 
-    def images(self, clip: int, frames: Tensor | slice = slice(None)) -> Tensor:
-        """Frames of a clip as float, `(n, 3, H, W)` in [0, 1]."""
+    def images(self, clip: int | Tensor, frames: Tensor | slice = slice(None)) -> Tensor:
+        """Frames of a clip (or one of each of n clips) as float, `(n, 3, H, W)` in [0, 1]."""
         return self.frames[clip, frames].float() / 255
 
-    def heads(self, clip: int, frames: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def heads(self, clip: int | Tensor, frames: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Head on black `(n, 3, H, W)` and head mask `(n, 1, H, W)` of a clip's frames."""
         mask = self.head[clip, frames].float()
         return self.images(clip, frames) * mask, mask
 
-    def poses(self, clip: int, frames: Tensor | slice = slice(None)) -> Pose:
+    def poses(self, clip: int | Tensor, frames: Tensor | slice = slice(None)) -> Pose:
         """Poses of a clip's frames, from the trained stage 1."""
         assert self.angles_deg is not None
         assert self.translation_m is not None
         return HeadPose(self.angles_deg[clip, frames], self.translation_m[clip, frames]).pose()
 
-    def depths(self, clip: int, frames: Tensor | slice = slice(None)) -> Tensor:
+    def depths(self, clip: int | Tensor, frames: Tensor | slice = slice(None)) -> Tensor:
         """Depth of a clip's frames, `(n, H, W)`, metres."""
         assert self.depth is not None
         return self.depth[clip, frames].float()

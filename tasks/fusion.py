@@ -14,6 +14,7 @@ from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork
 from models.geometry import intrinsics
 from models.losses import RandomTransform, equivariance
+from models.parser import load_parser
 from models.perceptual import PerceptualLoss
 from models.precision import mixed
 from models.pretrained import load_registered
@@ -21,6 +22,7 @@ from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import load_depth_network, warped_batch
 from tasks.clip_data import ClipSet, Drawn, draw, gather, left_out, load_clips, step_generator
 from tasks.device import choose_device
+from tasks.parser_network import EMBEDDED_FILE
 from tasks.paths import WITHOUT_HEAD, Paths
 from tasks.training import Training, adam, is_finished, load_weights, train, write_losses
 
@@ -44,7 +46,8 @@ class FusionLoss:
         device = clips.frames.device
         self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=device)
         weights = load_registered("vgg19") if config.perceptual.backbone == "vgg19" else None
-        self.perceptual = PerceptualLoss(config.perceptual, weights).to(device)
+        parser = load_parser(EMBEDDED_FILE) if config.perceptual.backbone == "head_parser" else None
+        self.perceptual = PerceptualLoss(config.perceptual, weights, parser).to(device)
 
     def phase(self, step: int) -> str:
         """All steps are alike."""

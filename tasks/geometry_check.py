@@ -46,7 +46,7 @@ def pose_agreement(clips: ClipSet, params: Params) -> dict[str, float]:
 @torch.no_grad()
 def head_error(clips: ClipSet, params: Params, network: DepthNetwork) -> dict[str, float]:
     """L1 of the mean canonical head turned to driving frames, and of a reference's head copied there instead
-    (the mean over the references).
+    (the mean over the references). References and driving frames alternate over a whole video.
 
     Args:
         clips: Clips with geometry.
@@ -59,18 +59,19 @@ def head_error(clips: ClipSet, params: Params, network: DepthNetwork) -> dict[st
     count = params.geometry.train.references
     K = intrinsics(clips.size_px, clips.size_px, params.geometry.camera.fov_deg, device=clips.frames.device)
     warped_error, copied_error = [], []
-    for clip in range(len(clips)):
-        frames = spread_frames(clips.frames.shape[1], 2 * count + 1)
-        references, driving = frames[::2][:count], frames[1::2]
-        heads, masks = clips.heads(clip, references)
+    for video in sorted({tuple(group.tolist()) for group in clips.siblings}):
+        place = spread_frames(len(video) * clips.frames.shape[1], 4 * count + 1)
+        clip, frame = torch.tensor(video)[place // clips.frames.shape[1]], place % clips.frames.shape[1]
+        references, driving = (clip[::4][:count], frame[::4][:count]), (clip[2::4], frame[2::4])
+        heads, masks = clips.heads(*references)
         warped, warp = warp_references(
-            heads[None], masks[None], clips.depths(clip, references)[None], clips.poses(clip, references), K
+            heads[None], masks[None], clips.depths(*references)[None], clips.poses(*references), K
         )
         mean = mean_canonical(warped, warp.visibility)
         depth = network(mean.image)
-        target, _ = clips.heads(clip, driving)
-        many = CanonicalHead(*(part.expand(len(driving), -1, -1, -1) for part in mean))
-        rendered, _ = render_head(many, depth.expand(len(driving), -1, -1), clips.poses(clip, driving), K)
+        target, _ = clips.heads(*driving)
+        many = CanonicalHead(*(part.expand(len(target), -1, -1, -1) for part in mean))
+        rendered, _ = render_head(many, depth.expand(len(target), -1, -1), clips.poses(*driving), K)
         warped_error.append(float((rendered - target).abs().mean()))
         copied_error.append(float((heads[:, None] - target[None]).abs().mean()))
     head, copy = float(np.mean(warped_error)), float(np.mean(copied_error))

@@ -22,6 +22,10 @@ MAX_ZOOM = 1.7
 """Rendered heads fill less of the frame than those of crops do: they are enlarged by 1 to this."""
 
 
+LABEL_NOISE = 0.3
+"""Of a landmark's pose, in the units of `_pose_prior`: 3 degrees, 1.5 mm."""
+
+
 class Known(NamedTuple):
     """Head images and what is known of their pose and depth.
 
@@ -111,7 +115,7 @@ class GeometryLoss:
             logits.split(size) if logits is not None else [None, None],
             strict=False,
         ):
-            pose_loss = self._pose_prior(HeadPose(angles, shift), bins, part)
+            pose_loss = self._pose_prior(HeadPose(angles, shift), bins if phase == "bootstrap" else None, part)
             depth_loss = self._depth_prior(d, part)
             losses |= {f"{name}pose": pose_loss, f"{name}depth": depth_loss}
             of_pose, of_depth = self._weights(phase, drawn_by_hand=name == "rendered_")
@@ -154,21 +158,23 @@ class GeometryLoss:
         index, unit, flip = drawn["rendered"], drawn["rendered_move"], drawn["rendered_flip"]
         masks = rendered.masks[index].float()
         heads = rendered.images[index].float() / 255 * masks
-        relief = (rendered.depth[index].float()[:, None] - 1) * masks
+        # A head that appears larger counts as larger, not as nearer (see `poses_from_landmarks`): its distance is
+        # taken out of depth and shift and put into the size, like the zoom.
+        away = 1 + rendered.translation_m[index, 2]
+        relief = (rendered.depth[index].float() / away[:, None, None] - 1)[:, None] * masks
         picture = torch.cat([heads, masks, relief], dim=1)
         picture = torch.where(flip[:, None, None, None], picture.flip(-1), picture)
         sign = torch.where(flip, -1.0, 1.0)
         keep = torch.ones_like(sign)
         angles = rendered.angles_deg[index] * torch.stack([sign, keep, sign], -1)
-        translation = rendered.translation_m[index] * torch.stack([sign, keep, keep], -1)
+        shift = rendered.translation_m[index] / away[:, None]
+        translation = torch.stack([shift[:, 0] * sign, shift[:, 1], torch.zeros_like(sign)], -1)
         move = InPlane.of(unit, self.clips.size_px)
         zoom = 1 + (MAX_ZOOM - 1) * (unit[:, 1] + 1) / 2
         move = move._replace(scale=zoom)
         heads, masks, relief = move.apply(picture).split([3, 1, 1], dim=1)
-        # A head that appears larger counts as larger, not as nearer (see `poses_from_landmarks`).
-        angles, translation = move._replace(scale=torch.ones_like(zoom)).move(
-            angles, zoom[:, None] * translation, self.K
-        )
+        moved = move._replace(scale=torch.ones_like(zoom))
+        angles, translation = moved.move(angles, zoom[:, None] * translation, self.K)
         depth = 1 + zoom[:, None, None] * (relief / masks.clamp(min=0.1))[:, 0]
         return Known(heads, (masks > 0.95).float(), angles, translation, depth)
 
@@ -177,13 +183,20 @@ class GeometryLoss:
     def _pose_prior(self, found: HeadPose, bins: Tensor | None, label: Known) -> Tensor:
         """Distance to known poses, in units of what a landmark fit can tell.
 
-        These are 10 degrees, 5 mm across and 5 cm along the view: five points say little about the distance.
+        These are 10 degrees, 5 mm across and 5 cm along the view: five points say little about the distance. Beside
+        Eq. 4, differences within the labels' noise cost nothing, so that there the pixels decide.
+
+        Args:
+            found: Of F_P.
+            bins: Its logits; None beside Eq. 4.
+            label: What is known.
         """
         known = torch.isfinite(label.angles_deg).all(-1, keepdim=True)
         angles = torch.nan_to_num(label.angles_deg)
-        error = (found.angles_deg - angles).abs() / 10
+        slack = 0.0 if bins is not None else LABEL_NOISE
+        error = ((found.angles_deg - angles).abs() / 10 - slack).clamp(min=0)
         off = (found.translation_m - torch.nan_to_num(label.translation_m)).abs()
-        error = error + torch.cat([off[:, :2] / 0.005, off[:, 2:] / 0.05], dim=-1)
+        error = error + (torch.cat([off[:, :2] / 0.005, off[:, 2:] / 0.05], dim=-1) - slack).clamp(min=0)
         if bins is not None:
             error = error + self.config.bin_weight * self.pose.bin_loss(bins, angles)
         return (error * known).sum() / (3 * known.sum().clamp(min=1))

@@ -85,9 +85,12 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 ):
     whole, curve = weights(trained, stage), (trained.metrics / f"{stage}_loss.csv").read_text()
     calls = 0
-    module = {"geometry": geometry_loss.GeometryLoss, "canonical": canonical.CanonicalLoss, "fusion": fusion.FusionLoss}[
-        stage
-    ]
+    losses = {
+        "geometry": geometry_loss.GeometryLoss,
+        "canonical": canonical.CanonicalLoss,
+        "fusion": fusion.FusionLoss,
+    }
+    module = losses[stage]
     real = module.__call__
 
     def interrupted(self: Any, phase: str, drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
