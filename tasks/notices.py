@@ -142,9 +142,10 @@ def side_finding(yaw_deg: np.ndarray, unseen: float, limits: Notices) -> Finding
     if severity > TURNED:
         severity = max(severity, _ratio(unseen, limits.max_unseen_share))
     side = "right" if low > 0 else "left"
-    count = f"{len(yaw_deg)} references spans {low:.0f} to" if len(yaw_deg) > 1 else "reference is"
+    first, last, count = round(low), round(high), len(yaw_deg)
+    span = f"spans {first} to {last}" if first != last else f"is {first}"
     measured = (
-        f"only one side of the head is shown: the yaw of the {count} {high:.0f} degrees (limit: one within "
+        f"only one side of the head is shown: the yaw of the {count} references {span} degrees (limit: one within "
         f"{limits.max_reference_yaw_deg:g} of 0), and none shows {unseen:.0%} of the mirrored head (limit "
         f"{limits.max_unseen_share:.0%})"
     )
