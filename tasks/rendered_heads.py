@@ -5,7 +5,6 @@ Every frame is drawn by itself, in a random pose with a random expression; the f
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -189,11 +188,6 @@ def _in_processes(jobs: list[PersonJob], workers: int, parts: dict[int, dict[str
         on_result=note,
         unit="person",
     )
-
-
-def render_workers(most: int) -> int:
-    """So many processes as this machine has cores for, at most `most`."""
-    return max(1, min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
 def as_clips(heads: RenderedHeads, clip_frames: int, device: torch.device) -> ClipSet:
