@@ -22,6 +22,10 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+Initial = Literal["random", "pretrained", "if_present"]
+"""What a network starts from; `if_present`: pretrained where the file is at hand, and the stage says which it was."""
+
+
 class ConfigError(ValueError):
     """A setting that does not exist, is missing, or has a value that cannot be used; the text says what to change."""
 
@@ -153,6 +157,7 @@ class DepthNet(Section):
     """F_D."""
 
     encoder: Literal["mobilenet_v2", "slim"]
+    initial: Initial  # pretrained: ImageNet's weights, for mobilenet_v2
     width: Positive  # channels of the decoder's first block
 
 
@@ -160,6 +165,7 @@ class PoseNet(Section):
     """F_P."""
 
     backbone: Literal["slim", "resnet18", "resnet50"]
+    initial: Initial  # pretrained: HopeNet's weights, for resnet50
     input_px: Positive
 
 

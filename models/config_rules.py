@@ -29,6 +29,12 @@ def broken_rules(params: Params) -> Iterator[str]:
     if "folder" in params.acquire.sources and not params.acquire.folder.path:
         yield "acquire.folder.path is empty; `head3d preset local --folder DIR` sets it"
     start = params.geometry
+    for net, name, one in (
+        ("depth_net", start.depth_net.encoder, "mobilenet_v2"),
+        ("pose_net", start.pose_net.backbone, "resnet50"),
+    ):
+        if getattr(start, net).initial != "random" and name != one:
+            yield f"geometry.{net}.initial must be random: there are public weights for {one} only, not for {name}"
     if start.bootstrap != "landmarks" and not (start.rendered_people and start.rendered_batch):
         yield f"geometry.bootstrap {start.bootstrap} needs geometry.rendered_people and rendered_batch above 0"
     yield from _methods(params)

@@ -29,8 +29,8 @@ class SlimEncoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size of `x (B, 3, H, W)`."""
-        features = []
+        """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size of `x (B, 3, H, W)` in [0, 1]."""
+        features, x = [], x * 2 - 1
         for block in self.blocks:
             x = block(x)
             features.append(x)
@@ -42,14 +42,18 @@ class MobileNetEncoder(nn.Module):
 
     channels = (16, 24, 32, 96, 1280)
     _taps = (1, 3, 6, 13, 18)
+    mean: Tensor
+    std: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.features = mobilenet_v2(weights=None).features
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size of `x (B, 3, H, W)`."""
-        features = []
+        """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size of `x (B, 3, H, W)` in [0, 1]."""
+        features, x = [], (x - self.mean) / self.std
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in self._taps:
@@ -106,7 +110,7 @@ class DepthNetwork(nn.Module):
         Returns:
             `(B, H, W)`, metres, in [depth_min_m, depth_max_m].
         """
-        features = self.encoder(image * 2 - 1)
+        features = self.encoder(image)
         skips = [*features[-2::-1], image]
         x = self.bottom(features[-1])
         for block, skip in zip(self.blocks, skips, strict=True):

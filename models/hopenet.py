@@ -58,7 +58,7 @@ class HopeNet(PoseNetwork):
             camera: Its bounds on angles and translation; None: no bound on the angles, and no translation.
         """
         # The base class keeps the camera for its own `forward` alone, which is replaced here.
-        super().__init__(PoseNet(backbone="resnet50", input_px=INPUT_PX), camera)  # type: ignore[arg-type]
+        super().__init__(PoseNet(backbone="resnet50", initial="random", input_px=INPUT_PX), camera)  # type: ignore[arg-type]
 
     def _feature(self, image: Tensor) -> Tensor:
         if image.shape[-2:] != (INPUT_PX, INPUT_PX):

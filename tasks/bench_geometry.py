@@ -200,32 +200,12 @@ def train_on(heads: RenderedHeads, config: Geometry, runtime: Runtime, device: t
     Returns:
         F_D and F_P.
     """
-    from tasks.geometry import build_networks, render_start
-    from tasks.geometry_loss import GeometryLoss
-    from tasks.training import Training, adam, load_weights, train
+    from tasks.geometry import build_networks, geometry_job
+    from tasks.training import load_weights, train
 
     config = config.model_copy(update={"train": config.train.model_copy(update={"span": "video"})})
     networks = build_networks(config, device)
-    groups = [{"params": list(networks[name].parameters())} for name in ("depth", "pose")]
-
-    def rates(step: int) -> list[float]:
-        if step < config.bootstrap_steps:
-            return [config.lr_bootstrap, config.lr_bootstrap]
-        drop = 0.1 if step - config.bootstrap_steps >= config.train.lr_drop_step else 1.0
-        return [config.lr_depth * drop, config.lr_pose * drop]
-
-    start = render_start(config, heads.images.shape[-1], runtime.workers)
-    job = Training(
-        name="geometry",
-        modules=networks,
-        optimiser=adam(groups, config.lr_bootstrap),
-        steps=config.bootstrap_steps + config.train.steps,
-        losses=GeometryLoss(config, networks, as_clips(heads, 1, device), start),
-        rates=rates,
-        settings={},
-        log_every=config.train.log_every_steps,
-        average=config.train.average,
-    )
+    job = geometry_job(config, networks, as_clips(heads, 1, device), runtime.workers, {})
     with tempfile.TemporaryDirectory(prefix="head3d-bench-") as name:
         folder = Path(name)
         train(job, folder, "bench", runtime)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,9 @@ from torch import Tensor
 
 from models.config import Geometry, Params
 from models.depth_net import DepthNetwork
+from models.initial import start_depth, start_pose
 from models.pose_net import PoseNetwork
-from tasks.clip_data import left_out, load_clips, usable_clips
+from tasks.clip_data import ClipSet, left_out, load_clips, usable_clips
 from tasks.device import choose_device
 from tasks.geometry_check import check_stage1
 from tasks.geometry_loss import GeometryLoss
@@ -50,32 +53,60 @@ def render_start(config: Geometry, size_px: int, workers: int) -> RenderedHeads 
     return render_heads(FIRST_PERSON, config.rendered_people, FRAMES, size_px, config.train.seed, workers)
 
 
-def train_geometry(params: Params, paths: Paths, fingerprint: str, device: torch.device) -> dict[str, float]:
-    """Train F_D and F_P; see `tasks.training.train` for resume and results."""
+def learning_rates(config: Geometry, step: int) -> list[float]:
+    """Rates of F_D and F_P at a step: falling along a cosine to a tenth during the bootstrap, then those of Sec. 4.2."""
+    if step < config.bootstrap_steps:
+        rate = config.lr_bootstrap * (0.55 + 0.45 * math.cos(math.pi * step / config.bootstrap_steps))
+        return [rate, rate]
+    drop = 0.1 if step - config.bootstrap_steps >= config.train.lr_drop_step else 1.0
+    return [config.lr_depth * drop, config.lr_pose * drop]
+
+
+def geometry_job(
+    config: Geometry,
+    networks: dict[str, torch.nn.Module],
+    clips: ClipSet,
+    workers: int,
+    settings: Mapping[str, Any],
+) -> Training:
+    """Stage 1's training, ready to run.
+
+    Args:
+        config: The section `geometry`.
+        networks: From `build_networks`.
+        clips: The training clips.
+        workers: Processes that render heads to start from, if the settings want them.
+        settings: What is stored beside the weights.
+    """
+    groups = [{"params": list(networks[name].parameters())} for name in ("depth", "pose")]
+    return Training(
+        name="geometry",
+        modules=networks,
+        optimiser=adam(groups, config.lr_bootstrap),
+        steps=config.bootstrap_steps + config.train.steps,
+        losses=GeometryLoss(config, networks, clips, render_start(config, clips.size_px, workers)),
+        rates=lambda step: learning_rates(config, step),
+        settings=settings,
+        log_every=config.train.log_every_steps,
+        average=config.train.average,
+    )
+
+
+def train_geometry(params: Params, paths: Paths, fingerprint: str, device: torch.device) -> dict[str, Any]:
+    """Train F_D and F_P; see `tasks.training.train` for resume and results, beside what the networks start from."""
     config = params.geometry
     clips = load_clips(paths, "train", device, with_geometry=False, quality=params.quality)
     networks = build_networks(config, device)
-    groups = [{"params": list(networks[name].parameters())} for name in ("depth", "pose")]
-    optimiser = adam(groups, config.lr_bootstrap)
-
-    def rates(step: int) -> list[float]:
-        if step < config.bootstrap_steps:
-            return [config.lr_bootstrap, config.lr_bootstrap]
-        drop = 0.1 if step - config.bootstrap_steps >= config.train.lr_drop_step else 1.0
-        return [config.lr_depth * drop, config.lr_pose * drop]
-
-    job = Training(
-        "geometry",
-        networks,
-        optimiser,
-        config.bootstrap_steps + config.train.steps,
-        GeometryLoss(config, networks, clips, render_start(config, clips.size_px, params.runtime.workers)),
-        rates,
-        {"geometry": config.model_dump(), "size_px": clips.size_px},
-        config.train.log_every_steps,
-        config.train.average,
-    )
-    return train(job, paths.checkpoint("geometry"), fingerprint, params.runtime)
+    depth, pose = networks["depth"], networks["pose"]
+    assert isinstance(depth, DepthNetwork)
+    assert isinstance(pose, PoseNetwork)
+    start = {
+        "depth_starts_from": start_depth(depth, config.depth_net.initial),
+        "pose_starts_from": start_pose(pose, config.pose_net.initial),
+    }
+    settings = {"geometry": config.model_dump(), "size_px": clips.size_px}
+    job = geometry_job(config, networks, clips, params.runtime.workers, settings)
+    return {**start, **train(job, paths.checkpoint("geometry"), fingerprint, params.runtime)}
 
 
 @torch.no_grad()

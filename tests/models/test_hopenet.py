@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import mobilenet_v2
 
-from models.config import Camera, PoseNet
+from models.config import Camera, DepthNet, PoseNet
+from models.depth_net import DepthNetwork
 from models.geometry import rotation_from_euler
 from models.hopenet import HopeNet, angles_from_hopenet, load_hopenet
+from models.initial import start_depth, start_pose
 from models.pose_net import PoseNetwork
 from models.pretrained import REGISTRY, WeightsFormatError, WeightsMissingError, load_official
 from tests.models.hopenet_file import picture, public_state
@@ -53,7 +58,7 @@ def test_the_angles_are_those_of_the_public_code(file: Path) -> None:
 @torch.no_grad()
 def test_it_starts_f_p_with_the_bounds_of_the_settings(file: Path) -> None:
     network = load_hopenet(file, CAMERA)
-    plain = PoseNetwork(PoseNet(backbone="resnet50", input_px=224), CAMERA)
+    plain = PoseNetwork(PoseNet(backbone="resnet50", initial="random", input_px=224), CAMERA)
     plain.load_state_dict(network.state_dict(), strict=True)  # the same weights as any F_P on ResNet-50
     raw = network.public_angles_deg(picture())
     # F_P's own forward bounds softly; without that it is the public figure.
@@ -123,3 +128,47 @@ def test_names_and_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(WeightsMissingError, match=r"hopenet_robust_alpha1\.pkl.*is missing"):
         load_official("hopenet")
     assert "300W-LP" in REGISTRY["hopenet"].licence
+
+
+@torch.no_grad()
+def test_f_p_starts_from_the_file_where_it_is_at_hand(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = PoseNetwork(PoseNet(backbone="resnet50", initial="random", input_px=224), CAMERA).eval()
+    monkeypatch.setenv("TORCH_HOME", str(file.parent / "nothing"))
+    assert start_pose(plain, "if_present") == "random"
+    with pytest.raises(WeightsMissingError, match=r"hopenet_robust_alpha1\.pkl"):
+        start_pose(plain, "pretrained")
+    folder = file.parent / "home" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setenv("TORCH_HOME", str(file.parent / "home"))
+    assert start_pose(plain, "if_present") == "hopenet"
+    public = load_hopenet(file)
+    feature = torch.rand(5, 2048)
+    index = torch.arange(66.0)
+    for head, sign in (("fc_yaw", 1), ("fc_pitch", -1), ("fc_roll", 1)):
+        theirs, ours = (
+            (getattr(net, head)(feature)[:, 1:].softmax(-1) * index[1:]).sum(-1) * 3 - 99 for net in (public, plain)
+        )
+        assert torch.allclose(ours, sign * theirs, atol=1e-3)
+
+
+def test_f_d_starts_from_imagenet_where_the_file_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(1)
+    public = mobilenet_v2(weights=None)  # torchvision's file holds this state dict
+    file = tmp_path / "hub" / "checkpoints" / REGISTRY["mobilenet_v2"].file
+    file.parent.mkdir(parents=True)
+    torch.save(public.state_dict(), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(REGISTRY, "mobilenet_v2", replace(REGISTRY["mobilenet_v2"], sha256=digest))
+    network = DepthNetwork(DepthNet(encoder="mobilenet_v2", initial="if_present", width=32), CAMERA).eval()
+    assert start_depth(network, "if_present") == "imagenet"
+    image = torch.rand(1, 3, 64, 64)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    with torch.no_grad():
+        theirs = public.eval().features((image - mean) / std)
+        assert torch.allclose(network.encoder(image)[-1], theirs, atol=1e-5)
+    file.write_bytes(b"damaged")
+    assert start_depth(network, "if_present") == "random"
+    with pytest.raises(WeightsMissingError, match="damaged"):
+        start_depth(network, "pretrained")

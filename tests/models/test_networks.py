@@ -29,7 +29,7 @@ FLOW = FlowNet(regions=4, scale=0.5, width=8, max_width=32, blocks=3, temperatur
 @pytest.mark.parametrize("size", [64, 80])
 def test_depth_lies_in_its_bounds_and_its_border_is_pinned(encoder: Literal["slim", "mobilenet_v2"], size: int):
     torch.manual_seed(0)
-    network = DepthNetwork(DepthNet(encoder=encoder, width=32), CAMERA)
+    network = DepthNetwork(DepthNet(encoder=encoder, initial="random", width=32), CAMERA)
     depth = network(torch.rand(2, 3, size, size))
     assert depth.shape == (2, size, size)
     assert depth.min() >= 0.9
@@ -41,7 +41,7 @@ def test_depth_lies_in_its_bounds_and_its_border_is_pinned(encoder: Literal["sli
 @pytest.mark.parametrize("backbone", ["slim", "resnet18", "resnet50"])
 def test_pose_is_bounded_and_translation_starts_at_zero(backbone: Literal["slim", "resnet18", "resnet50"]):
     torch.manual_seed(0)
-    network = PoseNetwork(PoseNet(backbone=backbone, input_px=64), CAMERA)
+    network = PoseNetwork(PoseNet(backbone=backbone, initial="random", input_px=64), CAMERA)
     pose = network(torch.rand(3, 3, 96, 96))
     assert pose.angles_deg.shape == pose.translation_m.shape == (3, 3)
     assert pose.angles_deg.abs().max() <= 60
@@ -52,7 +52,7 @@ def test_pose_is_bounded_and_translation_starts_at_zero(backbone: Literal["slim"
 
 def test_a_shifted_head_keeps_its_angles_and_its_shift_is_measured():
     torch.manual_seed(0)
-    network = PoseNetwork(PoseNet(backbone="slim", input_px=64), CAMERA).eval()
+    network = PoseNetwork(PoseNet(backbone="slim", initial="random", input_px=64), CAMERA).eval()
     image = torch.zeros(1, 3, 64, 64)
     image[:, :, 20:44, 16:40] = torch.rand(1, 3, 24, 24) * 0.9 + 0.1
     here, there = network(image), network(image.roll((5, 9), dims=(2, 3)))
@@ -63,7 +63,7 @@ def test_a_shifted_head_keeps_its_angles_and_its_shift_is_measured():
 
 
 def test_hopenet_angle_is_the_expected_bin():
-    network = PoseNetwork(PoseNet(backbone="resnet18", input_px=32), CAMERA)
+    network = PoseNetwork(PoseNet(backbone="resnet18", initial="random", input_px=32), CAMERA)
     for head in (network.fc_yaw, network.fc_pitch, network.fc_roll):
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.constant_(head.bias, -50.0)
