@@ -247,6 +247,7 @@ class Fusion(Section):
     flow_net: FlowNet
     perceptual: Perceptual
     equivariance_weight: NonNegativeFloat
+    heads_per_clip: NonNegative  # canonical heads made beforehand, each of other references; 0: made in every step
     train: Optim
     lr: PositiveFloat
     without_head_steps: NonNegative  # of a second network without x_hat_dri (Table 3, no_driving_head); 0: none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from models.coder import ImageDecoder, ImageEncoder
 from models.config import CoderNet, FlowNet
-from models.motion import FlowPredictor, FusionMaps
+from models.motion import FlowPredictor, FusionMaps, Regions
 from models.warp import sample
 
 
@@ -20,10 +21,14 @@ class Fused(NamedTuple):
     Attributes:
         image: s_hat_dri, `(B, 3, H, W)`, in [0, 1].
         maps: Flows and attention that made it.
+        regions: Of s_dri.
+        regions_moved: Of `moved`, if that was given.
     """
 
     image: Tensor
     maps: FusionMaps
+    regions: Regions
+    regions_moved: Regions | None
 
 
 def attend_where_seen(maps: FusionMaps, head: Tensor) -> FusionMaps:
@@ -64,7 +69,13 @@ class FusionNetwork(nn.Module):
         self.encoder, self.decoder = ImageEncoder(net), ImageDecoder(net)
         self.flow = FlowPredictor(flow_net)
 
-    def forward(self, head: Tensor, reference: Tensor, driving: Tensor) -> Fused:
+    def forward(
+        self,
+        head: Tensor,
+        reference: Tensor,
+        driving: Tensor,
+        moved: Callable[[Tensor], Tensor] | None = None,
+    ) -> Fused:
         """Eq. 7 and Omega_F.
 
         The paper calls e_dec "the intermediate feature from decoder". Here, as in the skip connections of MRAA [38],
@@ -75,16 +86,23 @@ class FusionNetwork(nn.Module):
             head: x_hat_dri, `(B, 3, H, W)`, in [0, 1]; only its shape counts without `with_head`.
             reference: s_ref, the same.
             driving: s_dri, the same.
+            moved: For the equivariance loss: s_dri (at Phi's scale) to a transformed one, whose regions are found too.
 
         Returns:
-            The frame s_hat_dri and the maps.
+            The frame s_hat_dri, the maps and regions.
         """
+        # black in the head's place would spoil the batch norms' statistics
+        small = [self.flow.shrink(image) for image in (head if self.with_head else reference, reference, driving)]
+        regions = self.flow.find_regions(small if moved is None else [*small, moved(small[-1])])
+        maps = self.flow.mix(small, regions[:3])
         if self.with_head:
-            maps = attend_where_seen(self.flow(head, reference, driving), head)
-            of_head, of_reference = self.encoder(head), self.encoder(reference)
-        else:  # black in the head's place would spoil the batch norms' statistics
-            maps = attend_without_head(self.flow(reference, reference, driving))
-            of_head = of_reference = self.encoder(reference)
+            maps = attend_where_seen(maps, head)
+            # In one pass: apart, the encoder's batch norms would see other statistics in training than in use.
+            both = self.encoder(torch.cat([head, reference]))
+            of_head, of_reference = zip(*(feature.chunk(2) for feature in both), strict=True)
+        else:
+            maps = attend_without_head(maps)
+            of_head = of_reference = tuple(self.encoder(reference))
 
         def mix(e_head: Tensor, e_reference: Tensor, e_dec: Tensor | None) -> Tensor:
             """Eq. 7; without e_dec, what is known before the decoder has begun."""
@@ -98,4 +116,5 @@ class FusionNetwork(nn.Module):
 
         start = mix(of_head[-1], of_reference[-1], None)
         logits = self.decoder(start, lambda e_dec, level: mix(of_head[level], of_reference[level], e_dec))
-        return Fused(mix(head, reference, torch.sigmoid(logits.float())), maps)
+        image = mix(head, reference, torch.sigmoid(logits.float()))
+        return Fused(image, maps, regions[2], regions[3] if moved is not None else None)

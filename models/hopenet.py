@@ -20,6 +20,8 @@ _TRUNK = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4":
 _HEADS = ("fc_yaw", "fc_pitch", "fc_roll")
 _IGNORED = "fc_finetune."
 """A layer that the public network has and never uses."""
+_OWN = ("fc_translation", "layout")
+"""Layers of F_P that the public network has not."""
 _WANTED = "HopeNet's public format is a state dict with conv1, bn1, layer1 to layer4, fc_yaw, fc_pitch and fc_roll"
 
 
@@ -60,13 +62,12 @@ class HopeNet(PoseNetwork):
         # The base class keeps the camera for its own `forward` alone, which is replaced here.
         super().__init__(PoseNet(backbone="resnet50", initial="random", input_px=INPUT_PX), camera)  # type: ignore[arg-type]
 
-    def _feature(self, image: Tensor) -> Tensor:
+    def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         if image.shape[-2:] != (INPUT_PX, INPUT_PX):
             image = torch.nn.functional.interpolate(
                 image, (INPUT_PX, INPUT_PX), mode="bilinear", align_corners=False, antialias=True
             )
-        feature: Tensor = self.trunk((image - self.mean) / self.std).flatten(1)
-        return feature
+        return self.features((image - self.mean) / self.std)
 
     def public_angles_deg(self, image: Tensor) -> Tensor:
         """The angles as the public code computes and prints them.
@@ -80,7 +81,7 @@ class HopeNet(PoseNetwork):
         Returns:
             (yaw, pitch, roll) in HopeNet's convention, `(B, 3)`, degrees; see `angles_from_hopenet`.
         """
-        return self._expected(self._feature(image))
+        return self._expected(self._features(image)[0])
 
     def _expected(self, feature: Tensor) -> Tensor:
         index = torch.arange(BINS, dtype=torch.float32, device=feature.device)
@@ -97,9 +98,9 @@ class HopeNet(PoseNetwork):
             Angles, bounded by the camera's limit as in F_P, and the translation (zero without a camera); no logits,
             since the bins are of HopeNet's angles.
         """
-        feature = self._feature(image)
+        feature, placed = self._features(image)
         angles = angles_from_hopenet(self._expected(feature))
-        shift = self.fc_translation(feature).float()
+        shift = self.fc_translation(placed).float()
         camera: Camera | None = self.camera
         if camera is None:
             return HeadPose(angles, torch.zeros_like(shift)), None
@@ -177,7 +178,7 @@ def load_hopenet(path: Path | None = None, camera: Camera | None = None) -> Hope
     own = _own_names(file, _read(file))
     expected = network.state_dict()
     # Files as old as the public ones do not count batches; the count is not used outside of training.
-    needed = [key for key in expected if not key.startswith("fc_translation") and "num_batches_tracked" not in key]
+    needed = [key for key in expected if not key.startswith(_OWN) and "num_batches_tracked" not in key]
     missing = [_public_name(key) for key in needed if key not in own]
     if missing:
         raise WeightsFormatError(f"{file} lacks {len(missing)} keys: {_listed(missing)}; {_WANTED}")

@@ -63,7 +63,7 @@ def start_pose(network: PoseNetwork, initial: str) -> str:
         if initial == "pretrained":
             raise
         return "random"
-    own = {key: value for key, value in public.state_dict().items() if not key.startswith("fc_translation")}
+    own = {key: value for key, value in public.state_dict().items() if not key.startswith(("fc_translation", "layout"))}
     network.load_state_dict(own, strict=False)
     for values in (network.fc_pitch.weight, network.fc_pitch.bias):
         values[1:] = values[1:].flip(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -206,22 +207,41 @@ class FlowPredictor(nn.Module):
             Pixel maps and attention at `scale` of the size.
         """
         small = [self.shrink(image) for image in (head, reference, driving)]
-        found = self.regions(torch.cat(small))
-        of_head, of_reference, of_driving = (
-            Regions(*parts) for parts in zip(found.centre.chunk(3), found.frame.chunk(3), strict=True)
-        )
+        return self.mix(small, self.find_regions(small))
+
+    def find_regions(self, images: Sequence[Tensor]) -> list[Regions]:
+        """Regions of several batches in one pass, so that a batch norm sees what it sees in use.
+
+        Args:
+            images: At Phi's working scale, `(B, 3, h, w)` each.
+        """
+        found = self.regions(torch.cat(list(images)))
+        parts = zip(found.centre.chunk(len(images)), found.frame.chunk(len(images)), strict=True)
+        return [Regions(*part) for part in parts]
+
+    def mix(self, small: Sequence[Tensor], regions: Sequence[Regions]) -> FusionMaps:
+        """Flows and attention from regions.
+
+        Args:
+            small: x_hat_dri, s_ref and s_dri at Phi's working scale, `(B, 3, h, w)`.
+            regions: Of the three.
+
+        Returns:
+            As `forward`.
+        """
+        of_head, of_reference, of_driving = regions
         grids_head, features_head = self._candidates(small[0], of_head, of_driving)
         grids_reference, features_reference = self._candidates(small[1], of_reference, of_driving)
         x = self.body(torch.cat([features_head, features_reference], dim=1))
         height, width = x.shape[-2:]
 
-        def mix(mask: nn.Module, grids: Tensor) -> Tensor:
+        def blend(mask: nn.Module, grids: Tensor) -> Tensor:
             share = mask(x).float().softmax(1)
             across, down = (share[..., None] * grids).sum(1).unbind(-1)
             return torch.stack([(across + 1) * ((width - 1) / 2), (down + 1) * ((height - 1) / 2)], dim=-1)
 
         return FusionMaps(
-            mix(self.mask_head, grids_head),
-            mix(self.mask_reference, grids_reference),
+            blend(self.mask_head, grids_head),
+            blend(self.mask_reference, grids_reference),
             self.attention(x).float().softmax(1),
         )

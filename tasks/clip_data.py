@@ -211,6 +211,26 @@ def load_clips(
     return clips
 
 
+class Recolour(NamedTuple):
+    """Change of brightness, contrast and saturation that all images of a sample share.
+
+    Attributes:
+        jitter: The three factors, `(B, 3)`.
+        level: Mean grey of each sample, about which the contrast changes, `(B,)`.
+    """
+
+    jitter: Tensor
+    level: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images `(B, ..., 3, H, W)` in [0, 1] to the same."""
+        one = (-1, *[1] * (images.dim() - 1))
+        brightness, contrast, saturation = (value.view(one) for value in self.jitter.unbind(1))
+        level, grey = self.level.view(one), images.mean(-3, keepdim=True)
+        images = grey + (images - grey) * saturation
+        return ((images - level) * contrast + level * brightness).clamp(0, 1)
+
+
 class Batch(NamedTuple):
     """N references and, last, the driving frame of each of B samples.
 
@@ -220,6 +240,7 @@ class Batch(NamedTuple):
         clip: Position of each frame's clip in the set, `(B, N + 1)`.
         frame: Its place in the clip, `(B, N + 1)`.
         flip: `(B,)` bool; these samples are mirrored.
+        recolour: How their colours were changed.
     """
 
     images: Tensor
@@ -227,6 +248,7 @@ class Batch(NamedTuple):
     clip: Tensor
     frame: Tensor
     flip: Tensor
+    recolour: Recolour
 
     @property
     def heads(self) -> Tensor:
@@ -257,6 +279,25 @@ def step_generator(config: Optim, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(config.seed * 1_000_003 + step)
 
 
+def draw_frames(clips: ClipSet, config: Optim, clip: int, count: int, generator: torch.Generator) -> Tensor:
+    """Different frames of one clip, or of all clips of its video.
+
+    Args:
+        clips: The training set.
+        config: `span` says which.
+        clip: Position of the clip.
+        count: How many.
+        generator: From `step_generator`.
+
+    Returns:
+        Positions of their clips and places in them, `(2, count)`.
+    """
+    length = clips.frames.shape[1]
+    siblings = clips.siblings[clip] if config.span == "video" else torch.tensor([clip])
+    places = torch.randperm(len(siblings) * length, generator=generator)[:count]
+    return torch.stack([siblings[places // length], places % length])
+
+
 def draw(clips: ClipSet, config: Optim, generator: torch.Generator) -> Drawn:
     """Which frames a step looks at, and how they are augmented.
 
@@ -268,18 +309,9 @@ def draw(clips: ClipSet, config: Optim, generator: torch.Generator) -> Drawn:
     Returns:
         `clip` and `frame` `(B, N + 1)`, `flip (B,)`, `jitter (B, 3)`.
     """
-    batch, count, length = config.batch_videos, config.references + 1, clips.frames.shape[1]
-    first = torch.randint(len(clips), (batch,), generator=generator)
-    if config.span == "clip":
-        frame = torch.rand(batch, length, generator=generator).argsort(1)[:, :count]
-        clip = first[:, None].expand(-1, count).contiguous()
-    else:
-        picks = []
-        for index in first.tolist():
-            siblings = clips.siblings[index]
-            places = torch.randperm(len(siblings) * length, generator=generator)[:count]
-            picks.append(torch.stack([siblings[places // length], places % length]))
-        clip, frame = torch.stack(picks, dim=1)
+    batch, count = config.batch_videos, config.references + 1
+    first = torch.randint(len(clips), (batch,), generator=generator).tolist()
+    clip, frame = torch.stack([draw_frames(clips, config, index, count, generator) for index in first], dim=1)
     flip = torch.rand(batch, generator=generator) < 0.5
     jitter = torch.rand(batch, 3, generator=generator) * 0.3 + 0.85
     return {"clip": clip, "frame": frame, "flip": flip, "jitter": jitter}
@@ -299,13 +331,9 @@ def gather(clips: ClipSet, drawn: Drawn) -> Batch:
     """
     where = (drawn["clip"], drawn["frame"])
     images, masks = clips.frames[where].float() / 255, clips.head[where].float()
-    brightness, contrast, saturation = (value.view(-1, 1, 1, 1, 1) for value in drawn["jitter"].unbind(1))
-    grey = images.mean(2, keepdim=True)
-    images = grey + (images - grey) * saturation
-    level = grey.mean((1, 3, 4), keepdim=True)
-    images = ((images - level) * contrast + level * brightness).clamp(0, 1)
-    batch = Batch(images, masks, *where, drawn["flip"])
-    return batch._replace(images=batch.mirrored(images), masks=batch.mirrored(masks))
+    recolour = Recolour(drawn["jitter"], images.mean((1, 2, 3, 4)))
+    batch = Batch(recolour(images), masks, *where, drawn["flip"], recolour)
+    return batch._replace(images=batch.mirrored(batch.images), masks=batch.mirrored(masks))
 
 
 def batch_geometry(clips: ClipSet, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

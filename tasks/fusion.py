@@ -16,12 +16,14 @@ from models.geometry import intrinsics
 from models.losses import RandomTransform, equivariance
 from models.parser import load_parser
 from models.perceptual import PerceptualLoss
+from models.pose_net import HeadPose
 from models.precision import mixed
 from models.pretrained import load_registered
 from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import load_depth_network, warped_batch
-from tasks.clip_data import ClipSet, Drawn, draw, gather, left_out, load_clips, step_generator
+from tasks.clip_data import ClipSet, Drawn, batch_geometry, draw, gather, left_out, load_clips, step_generator
 from tasks.device import choose_device
+from tasks.head_bank import HeadBank, make_heads
 from tasks.parser_network import EMBEDDED_FILE
 from tasks.paths import WITHOUT_HEAD, Paths
 from tasks.training import Training, adam, is_finished, load_weights, train, write_losses
@@ -43,11 +45,14 @@ class FusionLoss:
         assert isinstance(fusion, FusionNetwork)
         assert isinstance(canonical, RecurrentCanonical)
         self.config, self.fusion, self.canonical, self.depth, self.clips = config, fusion, canonical, depth, clips
+        self.bank: HeadBank | None = None
         device = clips.frames.device
         self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=device)
         weights = load_registered("vgg19") if config.perceptual.backbone == "vgg19" else None
         parser = load_parser(EMBEDDED_FILE) if config.perceptual.backbone == "head_parser" else None
         self.perceptual = PerceptualLoss(config.perceptual, weights, parser).to(device)
+        if config.heads_per_clip and fusion.with_head:
+            self.bank = make_heads(clips, config.train, config.heads_per_clip, canonical, depth, self.K)
 
     def phase(self, step: int) -> str:
         """All steps are alike."""
@@ -58,7 +63,8 @@ class FusionLoss:
         """A batch, and the transforms of the equivariance loss."""
         config = self.config.train
         generator = step_generator(config, step)
-        drawn = draw(self.clips, config, generator)
+        source = self.bank.draw if self.bank is not None else draw
+        drawn = source(self.clips, config, generator)
         drawn["transform"] = RandomTransform.draw(config.batch_videos, generator)
         return drawn
 
@@ -68,6 +74,13 @@ class FusionLoss:
         if not self.fusion.with_head:
             images = gather(self.clips, drawn).images
             return images[:, 0], images[:, 0], images[:, -1]
+        if self.bank is not None:
+            frames = gather(self.clips, drawn)
+            known, known_depth = self.bank.take(drawn["head"], drawn["flip"], frames.recolour)
+            _, angles, translation = batch_geometry(self.clips, frames)
+            pose = HeadPose(angles[:, -1], translation[:, -1]).pose()
+            rendered, _ = render_head(known, known_depth, pose, self.K)
+            return rendered, frames.images[:, 0], frames.images[:, -1]
         batch, warped, warp, driving = warped_batch(self.clips, drawn, self.K)
         with mixed(self.clips.frames.device, self.config.train.precision):
             head = self.canonical(batch.heads[:, :-1], warped, warp)
@@ -80,13 +93,11 @@ class FusionLoss:
         del phase
         head, reference, driving = self.inputs(drawn)
         transform = RandomTransform(drawn["transform"])
-        phi = self.fusion.flow
         with mixed(driving.device, self.config.train.precision):
-            fused = self.fusion(head, reference, driving)
+            fused = self.fusion(head, reference, driving, transform.warp)
             frame = self.perceptual(fused.image, driving)
-            small = phi.shrink(driving)
-            regions, moved = phi.regions(small), phi.regions(transform.warp(small))
-        equal = equivariance(regions, moved, transform)
+        assert fused.regions_moved is not None
+        equal = equivariance(fused.regions, fused.regions_moved, transform)
         with torch.no_grad():
             l1, copy = (fused.image - driving).abs().mean(), (reference - driving).abs().mean()
         total = frame + self.config.equivariance_weight * equal

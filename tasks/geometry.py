@@ -54,7 +54,7 @@ def render_start(config: Geometry, size_px: int, workers: int) -> RenderedHeads 
 
 
 def learning_rates(config: Geometry, step: int) -> list[float]:
-    """Rates of F_D and F_P at a step: falling along a cosine to a tenth during the bootstrap, then those of Sec. 4.2."""
+    """Rates of F_D and F_P at a step: along a cosine to a tenth in the bootstrap, then those of Sec. 4.2."""
     if step < config.bootstrap_steps:
         rate = config.lr_bootstrap * (0.55 + 0.45 * math.cos(math.pi * step / config.bootstrap_steps))
         return [rate, rate]

@@ -1,0 +1,110 @@
+"""Canonical heads made once for stage 3: those that a step would make, of frames that are not the driving one."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from models.canonical import RecurrentCanonical, warp_references
+from models.config import CoderNet, Optim
+from models.depth_net import DepthNetwork
+from models.geometry import intrinsics
+from tasks.clip_data import ClipSet, Recolour, step_generator
+from tasks.head_bank import HeadBank, make_heads
+from tests.tasks.factory import make_params
+from tests.tasks.rendered import rendered_clip
+
+SIZE, FRAMES = 48, 4
+
+
+@pytest.fixture(scope="module")
+def clips() -> ClipSet:
+    """Two clips of one video and one of another, with their true masks and made-up geometry."""
+    drawn = [rendered_clip(person, FRAMES, SIZE) for person in (0, 1, 2)]
+    generator = torch.Generator().manual_seed(0)
+    table = pd.DataFrame({"clip": ["a", "b", "c"], "video": ["v", "v", "w"], "split": "train"})
+    return ClipSet(
+        table,
+        torch.stack([torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in drawn]),
+        torch.stack([torch.from_numpy(clip.head).byte()[:, None] for clip in drawn]),
+        torch.stack([torch.from_numpy(clip.landmarks) for clip in drawn]),
+        torch.ones(3, FRAMES, SIZE, SIZE, dtype=torch.float16),
+        torch.randn(3, FRAMES, 3, generator=generator) * 10,
+        torch.zeros(3, FRAMES, 3),
+    )
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[RecurrentCanonical, DepthNetwork]:
+    torch.manual_seed(0)
+    config = make_params().geometry
+    canonical = RecurrentCanonical(CoderNet(width=4, residual_blocks=1)).eval()
+    torch.nn.init.normal_(canonical.decoder.out.weight, std=0.1)
+    return canonical, DepthNetwork(config.depth_net, config.camera).eval()
+
+
+def optim(**more: object) -> Optim:
+    values = {"batch_videos": 16, "references": 2, "span": "clip", "seed": 3, "precision": "float32"}
+    return make_params().fusion.train.model_copy(update={**values, **more})
+
+
+@pytest.fixture(scope="module")
+def bank(clips: ClipSet, parts: tuple[RecurrentCanonical, DepthNetwork]) -> HeadBank:
+    return make_heads(clips, optim(), 2, *parts, intrinsics(SIZE, SIZE, 10.0))
+
+
+@torch.no_grad()
+def test_a_head_of_the_bank_is_what_a_step_would_make(
+    clips: ClipSet, parts: tuple[RecurrentCanonical, DepthNetwork], bank: HeadBank
+):
+    canonical, depth = parts
+    same = Recolour(torch.ones(1, 3), torch.zeros(1))
+    for index, variant in ((0, 1), (2, 0)):
+        where = (bank.clip[index, variant], bank.frame[index, variant])
+        heads, masks = clips.heads(*where)
+        K = intrinsics(SIZE, SIZE, 10.0)
+        warped, warp = warp_references(heads[None], masks[None], clips.depths(*where)[None], clips.poses(*where), K)
+        wanted = canonical(heads[None], warped, warp)
+        found, found_depth = bank.take(torch.tensor([[index, variant]]), torch.tensor([False]), same)
+        assert (found.image - wanted.image).abs().max() < 0.01  # stored in 8 bits
+        assert (found.mask - wanted.mask).abs().max() < 0.003
+        assert (found_depth - depth(wanted.image)).abs().max() < 1e-3  # float16
+        turned, turned_depth = bank.take(torch.tensor([[index, variant]]), torch.tensor([True]), same)
+        assert torch.equal(turned.image, found.image.flip(-1))
+        assert torch.equal(turned_depth, found_depth.flip(-1))
+
+
+def test_colours_change_as_those_of_the_frames_do(bank: HeadBank):
+    head, keep = torch.tensor([[0, 0]]), torch.tensor([False])
+    plain, _ = bank.take(head, keep, Recolour(torch.ones(1, 3), torch.zeros(1)))
+    recolour = Recolour(torch.tensor([[0.9, 1.1, 0.85]]), torch.tensor([0.4]))
+    changed, _ = bank.take(head, keep, recolour)
+    known: Tensor = plain.mask > 0.99
+    wanted = recolour(plain.image)
+    assert (changed.image - wanted).abs()[known.expand(-1, 3, -1, -1)].max() < 0.02
+    assert changed.image[(plain.mask == 0).expand(-1, 3, -1, -1)].abs().max() == 0
+
+
+@pytest.mark.parametrize("span", ["clip", "video"])
+def test_the_driving_frame_is_none_of_the_references(
+    clips: ClipSet, parts: tuple[RecurrentCanonical, DepthNetwork], span: str
+):
+    config = optim(span=span)
+    bank = make_heads(clips, config, 2, *parts, intrinsics(SIZE, SIZE, 10.0))
+    crossed = False
+    for step in range(6):
+        drawn = bank.draw(clips, config, step_generator(config, step))
+        for (index, variant), clip, frame in zip(
+            drawn["head"].tolist(), drawn["clip"].tolist(), drawn["frame"].tolist(), strict=True
+        ):
+            taken = list(zip(bank.clip[index, variant].tolist(), bank.frame[index, variant].tolist(), strict=True))
+            assert (clip[0], frame[0]) == taken[0]
+            assert (clip[1], frame[1]) not in taken
+            videos = clips.table["video"].iloc[[index, *clip]]
+            assert videos.nunique() == 1
+            crossed |= clip[1] != index
+    assert crossed == (span == "video")
+    again = bank.draw(clips, config, step_generator(config, 5))
+    assert all(torch.equal(again[name], drawn[name]) for name in drawn)
