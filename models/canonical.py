@@ -81,6 +81,38 @@ def render_head(head: CanonicalHead, depth: Tensor, pose: Pose, K: Tensor) -> tu
     return sample(head.image, warp.pixels) * (warp.visibility > 0), warp.visibility
 
 
+class HeadLayer(NamedTuple):
+    """x_hat_dri with its opacity, as stage 3 lays it over the reference.
+
+    Attributes:
+        image: `(B, 3, H, W)`, in [0, 1]; colour times opacity.
+        alpha: Opacity, `(B, 1, H, W)`, in [0, 1]; 0 where the canonical head shows nothing.
+    """
+
+    image: Tensor
+    alpha: Tensor
+
+
+def render_layer(head: CanonicalHead, depth: Tensor, pose: Pose, K: Tensor) -> HeadLayer:
+    """`render_head` for stage 3: with the head's edge soft, and known to be soft.
+
+    Source: our choice. A head's edge fades to black; taken for its colour, that drew dark rims around heads.
+
+    Args:
+        head: The canonical head.
+        depth: Its depth d^c, `(B, H, W)`, metres.
+        pose: The pose it shall have.
+        K: `(3, 3)`.
+
+    Returns:
+        The layer.
+    """
+    warp = warp_frame_from_canonical(depth, head.mask, pose, K)
+    # `head.image` holds colour times mask, and visibility is support times mask.
+    support = warp.visibility / sample(head.mask, warp.pixels).clamp(min=1e-2)
+    return HeadLayer(sample(head.image, warp.pixels) * support, warp.visibility)
+
+
 class RecurrentCanonical(nn.Module):
     """E_H, Lambda and Omega_H: the canonical head x_hat^c from any number of references (Sec. 3.2).
 

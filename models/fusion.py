@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.canonical import HeadLayer
 from models.coder import ImageDecoder, ImageEncoder
 from models.config import CoderNet, FlowNet
 from models.motion import FlowPredictor, FusionMaps, Regions
-from models.warp import sample
+from models.warp import full_size, sample
 
 
 class Fused(NamedTuple):
@@ -31,23 +32,20 @@ class Fused(NamedTuple):
     regions_moved: Regions | None
 
 
-def attend_where_seen(maps: FusionMaps, head: Tensor) -> FusionMaps:
+def attend_where_seen(attention: Tensor, shown: Tensor) -> Tensor:
     """Attention that never rests on the black around x_hat_dri: what a_head has there goes to a_ref.
 
     Source: our choice; without it, people unlike those of the training set got black holes. The three still sum to 1.
 
     Args:
-        maps: From Phi.
-        head: x_hat_dri, `(B, 3, H, W)`, exactly 0 where the canonical head shows nothing.
+        attention: a_head, a_ref, a_dec, `(B, 3, h, w)`.
+        shown: Opacity of the warped x_hat_dri, `(B, 1, h, w)`.
 
     Returns:
-        The maps with a_head = 0 where the warped head shows nothing.
+        The attention with a_head = 0 where the warped head shows nothing.
     """
-    seen = sample((head.amax(dim=1, keepdim=True) > 0).to(head.dtype), maps.pixels_head)
-    seen = F.interpolate(seen, maps.attention.shape[-2:], mode="bilinear", antialias=True, align_corners=False)
-    a_head, a_reference, a_dec = maps.attention.split(1, dim=1)
-    attention = torch.cat([a_head * seen, a_reference + a_head * (1 - seen), a_dec], dim=1)
-    return maps._replace(attention=attention)
+    a_head, a_reference, a_dec = attention.split(1, dim=1)
+    return torch.cat([a_head * shown, a_reference + a_head * (1 - shown), a_dec], dim=1)
 
 
 def attend_without_head(maps: FusionMaps) -> FusionMaps:
@@ -71,7 +69,7 @@ class FusionNetwork(nn.Module):
 
     def forward(
         self,
-        head: Tensor,
+        head: HeadLayer,
         reference: Tensor,
         driving: Tensor,
         moved: Callable[[Tensor], Tensor] | None = None,
@@ -83,8 +81,8 @@ class FusionNetwork(nn.Module):
         image itself (our choice of reading).
 
         Args:
-            head: x_hat_dri, `(B, 3, H, W)`, in [0, 1]; only its shape counts without `with_head`.
-            reference: s_ref, the same.
+            head: x_hat_dri; not looked at without `with_head`.
+            reference: s_ref, `(B, 3, H, W)`, in [0, 1].
             driving: s_dri, the same.
             moved: For the equivariance loss: s_dri (at Phi's scale) to a transformed one, whose regions are found too.
 
@@ -92,29 +90,45 @@ class FusionNetwork(nn.Module):
             The frame s_hat_dri, the maps and regions.
         """
         # black in the head's place would spoil the batch norms' statistics
-        small = [self.flow.shrink(image) for image in (head if self.with_head else reference, reference, driving)]
+        shrunk = head.image if self.with_head else reference
+        small = [self.flow.shrink(image) for image in (shrunk, reference, driving)]
         regions = self.flow.find_regions(small if moved is None else [*small, moved(small[-1])])
         maps = self.flow.mix(small, regions[:3])
         if self.with_head:
-            maps = attend_where_seen(maps, head)
             # In one pass: apart, the encoder's batch norms would see other statistics in training than in use.
-            both = self.encoder(torch.cat([head, reference]))
+            both = self.encoder(torch.cat([head.image, reference]))
             of_head, of_reference = zip(*(feature.chunk(2) for feature in both), strict=True)
         else:
             maps = attend_without_head(maps)
             of_head = of_reference = tuple(self.encoder(reference))
+        shown = sample(head.alpha, full_size(maps.pixels_head, *head.alpha.shape[-2:])) if self.with_head else None
 
-        def mix(e_head: Tensor, e_reference: Tensor, e_dec: Tensor | None) -> Tensor:
-            """Eq. 7; without e_dec, what is known before the decoder has begun."""
-            attention = F.interpolate(maps.attention, e_head.shape[-2:], mode="bilinear", align_corners=True)
-            a_head, a_reference, a_dec = attention.split(1, dim=1)
+        def attend(like: Tensor) -> Tensor:
+            """The attention at the size of `like`; the head's edge is as sharp there as that size allows."""
+            attention = F.interpolate(maps.attention, like.shape[-2:], mode="bilinear", align_corners=True)
+            return attention if shown is None else attend_where_seen(attention, _resized(shown, like))
+
+        def mix(level: int, e_dec: Tensor | None) -> Tensor:
+            """Eq. 7 on features; without e_dec, what is known before the decoder has begun."""
+            a_head, a_reference, a_dec = attend(of_reference[level]).split(1, dim=1)
             # A flow that points out of the reference gets its edge: zeros came out as black holes on real people.
-            known = a_reference * sample(e_reference, maps.pixels_reference, "border")
+            known = a_reference * sample(of_reference[level], maps.pixels_reference, "border")
             if self.with_head:
-                known = a_head * sample(e_head, maps.pixels_head) + known
+                known = a_head * sample(of_head[level], maps.pixels_head) + known
             return known if e_dec is None else known + a_dec * e_dec
 
-        start = mix(of_head[-1], of_reference[-1], None)
-        logits = self.decoder(start, lambda e_dec, level: mix(of_head[level], of_reference[level], e_dec))
-        image = mix(head, reference, torch.sigmoid(logits.float()))
+        logits = self.decoder(mix(2, None), lambda e_dec, level: mix(level, e_dec))
+        _, a_reference, a_dec = attend(reference).split(1, dim=1)
+        image = a_reference * sample(reference, maps.pixels_reference, "border") + a_dec * torch.sigmoid(logits.float())
+        if self.with_head:  # the layer is colour times opacity, which must count once
+            a_head = F.interpolate(maps.attention[:, :1], reference.shape[-2:], mode="bilinear", align_corners=True)
+            image = image + a_head * sample(head.image, maps.pixels_head)
+        maps = maps._replace(attention=attend(maps.attention))
         return Fused(image, maps, regions[2], regions[3] if moved is not None else None)
+
+
+def _resized(values: Tensor, like: Tensor) -> Tensor:
+    """`(B, C, h, w)` at the size of `like`, averaged where that is smaller."""
+    if values.shape[-2:] == like.shape[-2:]:
+        return values
+    return F.interpolate(values, like.shape[-2:], mode="bilinear", antialias=True, align_corners=False)

@@ -12,7 +12,7 @@ from models.canonical import (
     CanonicalHead,
     RecurrentCanonical,
     mean_canonical,
-    render_head,
+    render_layer,
     warp_references,
 )
 from models.config import Camera
@@ -143,10 +143,10 @@ class Head3D:
         height, width = subject.reference.shape[-2:]
         K = intrinsics(height, width, self.camera.fov_deg, device=subject.reference.device)
         many = CanonicalHead(*(part.expand(batch, -1, -1, -1) for part in subject.head))
-        head, _ = render_head(many, subject.depth.expand(batch, -1, -1), pose.pose(), K)
+        head = render_layer(many, subject.depth.expand(batch, -1, -1), pose.pose(), K)
         reference = subject.reference.expand(batch, -1, -1, -1)
-        fused = self.fusion(head, reference, head if driving is None else driving)
-        return Output(fused.image, head, fused.maps)
+        fused = self.fusion(head, reference, head.image if driving is None else driving)
+        return Output(fused.image, head.image, fused.maps)
 
     @torch.no_grad()
     def animate(self, subject: Subject, images: Tensor, masks: Tensor, relative: bool, chunk: int = 16) -> Output:

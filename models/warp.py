@@ -123,6 +123,23 @@ def sample(image: Tensor, pixels: Tensor, padding: str = "zeros") -> Tensor:
     return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
+def full_size(pixels: Tensor, height: int, width: int) -> Tensor:
+    """A pixel map at another size of the frame, as `sample` resizes it.
+
+    Args:
+        pixels: `(B, h, w, 2)`, (x, y) in the frame of h x w pixels.
+        height: H.
+        width: W.
+
+    Returns:
+        `(B, H, W, 2)`, (x, y) in the frame of H x W pixels.
+    """
+    resized = F.interpolate(pixels.permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=True)
+    across, down = resized.unbind(1)
+    scale_x, scale_y = (width - 1) / (pixels.shape[2] - 1), (height - 1) / (pixels.shape[1] - 1)
+    return torch.stack([across * scale_x, down * scale_y], dim=-1)
+
+
 @full_precision
 def warp_canonical_from_frame(depth: Tensor, mask: Tensor, pose: Pose, K: Tensor) -> Warp:
     """How to build the canonical frame x_i^c out of a frame x_i (Eq. 1, sampled backward by Eq. 3).

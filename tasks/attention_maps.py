@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.head3d import Head3D, Subject
-from models.warp import flow_from_pixels, sample
+from models.warp import flow_from_pixels, full_size, sample
 from tasks.frames import to_uint8
 from tasks.sheets import PAPER_RGB, draw_outline, enlarge
 
@@ -116,22 +116,6 @@ def look_inside(model: Head3D, subject: Subject, images: Tensor, masks: Tensor) 
         (driving.angles_deg - own.angles_deg)[:, 0].cpu().numpy(),
         inside.cpu().numpy(),
     )
-
-
-def full_size(pixels: Tensor, height: int, width: int) -> Tensor:
-    """A pixel map of Phi's scale at the size of the frame, as `models.warp.sample` resizes it.
-
-    Args:
-        pixels: `(B, h, w, 2)`, (x, y) in the frame of h x w pixels.
-        height: H.
-        width: W.
-
-    Returns:
-        `(B, H, W, 2)`, (x, y) in the frame of H x W pixels.
-    """
-    scale = pixels.new_tensor([(width - 1) / (pixels.shape[2] - 1), (height - 1) / (pixels.shape[1] - 1)])
-    resized = F.interpolate(pixels.permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=True)
-    return resized.permute(0, 2, 3, 1) * scale
 
 
 def colour_flow(flow: np.ndarray, full_px: float) -> np.ndarray:

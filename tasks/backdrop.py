@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.canonical import CanonicalHead, render_head
+from models.canonical import CanonicalHead, render_layer
 from models.geometry import intrinsics
 from models.head3d import Head3D, Output, Subject
 from models.pose_net import HeadPose
@@ -71,13 +71,11 @@ def draw_views(model: Head3D, subject: Subject, behind: Tensor, pose: HeadPose) 
     K = intrinsics(height, width, model.camera.fov_deg, device=subject.reference.device)
     many = CanonicalHead(*(part.expand(batch, -1, -1, -1) for part in subject.head))
     depth = subject.depth.expand(batch, -1, -1)
-    head, seen = render_head(many, depth, pose.pose(), K)
-    mask, _ = render_head(many._replace(image=many.mask), depth, pose.pose(), K)
-    # x_hat^c fades to black with its mask, which is part of `seen`: it must not darken the edge twice.
-    composite = behind * (1 - seen) + head * seen / mask.clamp(min=1e-3)
+    head = render_layer(many, depth, pose.pose(), K)
+    composite = behind * (1 - head.alpha) + head.image
     shift = (pose.translation_m - subject.reference_pose.translation_m)[:, :2] * K[0, 0] / width
     first, last = MOVED_SHARE
     moved = ((shift.norm(dim=1) - first) / (last - first)).clamp(0, 1)[:, None, None, None]
     reference = subject.reference * (1 - moved) + composite * moved
     fused = model.fusion(head, reference, composite)
-    return Output(fused.image, head, fused.maps)
+    return Output(fused.image, head.image, fused.maps)

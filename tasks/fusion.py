@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.canonical import RecurrentCanonical, render_head
+from models.canonical import HeadLayer, RecurrentCanonical, render_layer
 from models.config import Fusion, Params
 from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork
@@ -69,24 +69,23 @@ class FusionLoss:
         return drawn
 
     @torch.no_grad()
-    def inputs(self, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, drawn: Drawn) -> tuple[HeadLayer, Tensor, Tensor]:
         """x_hat_dri (for the ablation without it: s_ref), s_ref (one of the references) and s_dri of a step's batch."""
         if not self.fusion.with_head:
             images = gather(self.clips, drawn).images
-            return images[:, 0], images[:, 0], images[:, -1]
+            return HeadLayer(images[:, 0], torch.ones_like(images[:, 0, :1])), images[:, 0], images[:, -1]
         if self.bank is not None:
             frames = gather(self.clips, drawn)
             known, known_depth = self.bank.take(drawn["head"], drawn["flip"], frames.recolour)
             _, angles, translation = batch_geometry(self.clips, frames)
             pose = HeadPose(angles[:, -1], translation[:, -1]).pose()
-            rendered, _ = render_head(known, known_depth, pose, self.K)
-            return rendered, frames.images[:, 0], frames.images[:, -1]
+            layer = render_layer(known, known_depth, pose, self.K)
+            return layer, frames.images[:, 0], frames.images[:, -1]
         batch, warped, warp, driving = warped_batch(self.clips, drawn, self.K)
         with mixed(self.clips.frames.device, self.config.train.precision):
             head = self.canonical(batch.heads[:, :-1], warped, warp)
             depth = self.depth(head.image)
-        rendered, _ = render_head(head, depth, driving, self.K)
-        return rendered, batch.images[:, 0], batch.images[:, -1]
+        return render_layer(head, depth, driving, self.K), batch.images[:, 0], batch.images[:, -1]
 
     def __call__(self, phase: str, drawn: Drawn) -> dict[str, Tensor]:
         """`frame` is L_rec, `copy_l1` (s_ref in place of the output) and `l1` are only watched."""

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 import torch
 
-from models.canonical import CanonicalHead, mean_canonical, render_head
+from models.canonical import CanonicalHead, HeadLayer, mean_canonical, render_head
 from models.coder import ConvLSTM, ImageDecoder, ImageEncoder
 from models.config import Camera, CoderNet, DepthNet, FlowNet, Perceptual, PoseNet
 from models.depth_net import DepthNetwork
@@ -123,7 +123,7 @@ def test_attention_sums_to_one_and_every_part_learns():
     torch.manual_seed(0)
     network = FusionNetwork(NET, FLOW)
     images = [torch.rand(2, 3, 64, 64) for _ in range(3)]
-    fused = network(*images)
+    fused = network(HeadLayer(images[0], torch.rand(2, 1, 64, 64)), *images[1:])
     assert fused.image.shape == (2, 3, 64, 64)
     assert fused.maps.attention.shape[:2] == (2, 3)
     assert torch.allclose(fused.maps.attention.sum(1), torch.ones(2, 32, 32), atol=1e-5)
@@ -134,16 +134,26 @@ def test_attention_sums_to_one_and_every_part_learns():
 
 
 def test_attention_does_not_rest_on_the_black_around_the_head():
+    attention = torch.rand(1, 3, 8, 8).softmax(1)
+    shown = torch.ones(1, 1, 8, 8)
+    shown[..., 4:] = 0
+    found = attend_where_seen(attention, shown)
+    assert found[:, 0, :, 4:].max() == 0
+    assert torch.equal(found[:, 0, :, :4], attention[:, 0, :, :4])
+    assert torch.allclose(found.sum(1), torch.ones(1, 8, 8), atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_soft_edge_of_the_head_is_no_dark_rim():
+    """Head and reference are of one grey; wherever the head's edge fades, the output must be of that grey, too."""
     torch.manual_seed(0)
-    network = FusionNetwork(NET, FLOW)
-    head = torch.rand(1, 3, 64, 64)
-    head[..., 32:] = 0
-    still = normalised_grid(32, 32, head) * 15.5 + 15.5
-    maps = network.flow(head, head, head)._replace(pixels_head=still)
-    attention = attend_where_seen(maps, head).attention
-    assert attention[:, 0, :, 18:].max() < 1e-5
-    assert torch.allclose(attention[:, 0, :, :14], maps.attention[:, 0, :, :14], atol=1e-5)
-    assert torch.allclose(attention.sum(1), torch.ones(1, 32, 32), atol=1e-5)
+    network = FusionNetwork(NET, FLOW).eval()
+    torch.nn.init.zeros_(network.decoder.out.weight)  # the decoder paints sigmoid(0) = 0.5
+    torch.nn.init.zeros_(network.decoder.out.bias)
+    grey = torch.full((1, 3, 64, 64), 0.5)
+    edge = (torch.arange(64.0) / 20 - 1).clamp(0, 1).expand(1, 1, 64, 64)
+    out = network(HeadLayer(grey * edge, edge), grey, grey).image
+    assert (out - 0.5).abs().max() < 0.01
 
 
 def test_a_shifted_region_shifts_the_grid():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.head3d import Head3D, Subject
-from models.warp import sample
+from models.warp import full_size, sample
 from tasks.attention_maps import (
     COLUMNS,
     OUTLINE_RGB,
@@ -19,7 +19,6 @@ from tasks.attention_maps import (
     colour_flow,
     flow_scale,
     flow_wheel,
-    full_size,
     look_inside,
     row_tiles,
 )

@@ -14,6 +14,7 @@ import trimesh
 import zarr
 from PIL import Image
 
+from models.canonical import HeadLayer
 from models.config import MethodName, Params
 from tasks import canonical, fusion, generate, geometry, parse
 from tasks.animate import Limits, animate
@@ -184,7 +185,8 @@ def test_without_the_driving_head_nothing_of_it_reaches_the_output(finished: tup
     _, paths = finished
     model = load_model(paths.data / "checkpoints", torch.device("cpu"))
     without = load_without_head(model, paths.data / "checkpoints")
-    head, other, reference, driving = torch.rand(4, 1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    *images, reference, driving = torch.rand(4, 1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    head, other = (HeadLayer(image, torch.ones(1, 1, 48, 48)) for image in images)
     with torch.no_grad():
         one, two = (without.fusion(image, reference, driving) for image in (head, other))
         assert torch.equal(one.image, two.image)

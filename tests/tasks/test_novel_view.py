@@ -79,7 +79,7 @@ def test_a_view_at_a_driving_frames_pose_shows_the_same_head():
     pose = model.pose(images * masks)
     turned = model.view(state, pose)
     torch.testing.assert_close(turned.head, driven.head)
-    expected = model.fusion(turned.head, images[:1].expand(3, -1, -1, -1), turned.head).image
+    expected = model._fuse(state, pose, turned.head).image
     torch.testing.assert_close(turned.image, expected)
 
 

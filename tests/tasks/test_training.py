@@ -37,7 +37,13 @@ def settings(**more: Any) -> Params:
         frames=4,
         size_px=48,
         runtime={"workers": 1, "device": "cpu", "checkpoint_every_s": 1e-6, **more.pop("runtime", {})},
-        geometry={"train": train, "bootstrap_steps": 4, "depth_net": {"width": 16}, **more.pop("geometry", {})},
+        geometry={
+            "train": train,
+            "bootstrap": "landmarks",
+            "bootstrap_steps": 4,
+            "depth_net": {"width": 16},
+            **more.pop("geometry", {}),
+        },
         canonical={"train": train, "net": {"width": 4, "residual_blocks": 1}},
         fusion={
             "train": train,
