@@ -59,6 +59,9 @@ def view(
     ty: Annotated[str | None, typer.Option("--ty", help="Metres down, the same.")] = None,
     tz: Annotated[str | None, typer.Option("--tz", help="Metres away, the same.")] = None,
     fps: Annotated[float, typer.Option("--fps", min=0.1, help="Views per second of the mp4.")] = 10.0,
+    on_backdrop: Annotated[
+        bool, typer.Option("--backdrop/--plain", help="Turn the head on its painted-out frame, or as in the paper.")
+    ] = True,
     references: _References = None,
     pick: _Pick = "even",
     device: _Device = None,
@@ -77,13 +80,17 @@ def view(
       head3d view me.mp4 --yaw -30:30:10 --pitch 10 -o strip.png
 
       head3d view me.mp4 --yaw 0 --pitch 0 --tx -0.05:0.05:0.01 -o shift.mp4
+
+    Phi is shown the turned head on the subject's frame with its own head painted out; with --plain on black, as in the
+    paper (Sec. 3.4), which is less exact.
     """
     from tasks.novel_view import novel_views
 
     given = {"yaw": yaw, "pitch": pitch, "roll": roll, "tx": tx, "ty": ty, "tz": tz}
     ranges = {axis: text for axis, text in given.items() if text is not None}
     subject, out = subject.resolve(), out.resolve()
-    print_summary(novel_views(subject, out, ranges, fps=fps, **_options(references, pick, device, checkpoints)), out)
+    options = _options(references, pick, device, checkpoints)
+    print_summary(novel_views(subject, out, ranges, fps=fps, on_backdrop=on_backdrop, **options), out)
 
 
 def attention(

@@ -142,6 +142,7 @@ def novel_views(
     limits: Limits,
     pick: str = "even",
     fps: float = 10.0,
+    on_backdrop: bool = True,
 ) -> dict[str, Any]:
     """Write the subject at the wanted poses.
 
@@ -155,6 +156,7 @@ def novel_views(
         limits: When a notice is given.
         pick: even or spread, see `tasks.references`.
         fps: Of the mp4, frames per second.
+        on_backdrop: See `tasks.backdrop.draw_views`; False: x_hat_dri on black takes s_dri's place, as in Sec. 3.4.
 
     Returns:
         Views, size and device; `notices`, why the result is not to be trusted.
@@ -174,10 +176,12 @@ def novel_views(
     pose = wanted_poses(ranges, ready.state.reference_pose, model.camera)
     images, masks = person.tensors(ready.frames[:1], where)
     behind = backdrop(images, masks)
-    parts = [
-        draw_views(model, ready.state, behind, HeadPose(angles, shift))
-        for angles, shift in zip(pose.angles_deg.split(CHUNK), pose.translation_m.split(CHUNK), strict=True)
-    ]
+    chunks = zip(pose.angles_deg.split(CHUNK), pose.translation_m.split(CHUNK), strict=True)
+    poses = [HeadPose(angles, shift) for angles, shift in chunks]
+    if on_backdrop:
+        parts = [draw_views(model, ready.state, behind, part) for part in poses]
+    else:
+        parts = [model.view(ready.state, part) for part in poses]
     frames = np.concatenate([to_uint8(part.image) for part in parts])
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() == ".png":

@@ -292,6 +292,8 @@ def test_a_new_video_becomes_a_mesh_and_novel_views(finished: tuple[Params, Path
     frames = np.concatenate(list(iterate_frames(tmp_path / "turn.mp4")))
     assert frames.shape == (5, 48, 48, 3)
     novel_views(video, tmp_path / "turn.png", {"yaw": "20:-20:10"}, **options)
+    novel_views(video, tmp_path / "plain.png", {"yaw": "20:-20:10"}, on_backdrop=False, **options)
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "turn.png").read_bytes()
     assert Image.open(tmp_path / "turn.png").width > 5 * 128
     with pytest.raises(StageError, match=r"turn\.gif: views are written as"):
         novel_views(video, tmp_path / "turn.gif", {"yaw": "0"}, **options)
