@@ -65,6 +65,8 @@ class FusionNetwork(nn.Module):
         super().__init__()
         self.with_head = with_head
         self.encoder, self.decoder = ImageEncoder(net), ImageDecoder(net)
+        nn.init.zeros_(self.decoder.out.weight)
+        nn.init.zeros_(self.decoder.out.bias)  # type: ignore[arg-type]
         self.flow = FlowPredictor(flow_net)
 
     def forward(
@@ -77,8 +79,9 @@ class FusionNetwork(nn.Module):
         """Eq. 7 and Omega_F.
 
         The paper calls e_dec "the intermediate feature from decoder". Here, as in the skip connections of MRAA [38],
-        Eq. 7 is applied at every size of the decoder, e_dec being the decoder's own feature there, and last to the
-        image itself (our choice of reading).
+        Eq. 7 is applied at every size of the decoder, e_dec being the decoder's own feature there (our choice of
+        reading). The image is what Eq. 7 gives of the two images without e_dec, corrected by the decoder's logits,
+        which start at 0: as a third share of the mixture its picture was soon weighed with 0 and learned no more.
 
         Args:
             head: x_hat_dri; not looked at without `with_head`.
@@ -117,12 +120,15 @@ class FusionNetwork(nn.Module):
                 known = a_head * sample(of_head[level], maps.pixels_head) + known
             return known if e_dec is None else known + a_dec * e_dec
 
-        logits = self.decoder(mix(2, None), lambda e_dec, level: mix(level, e_dec))
+        # The image itself: what the two warps give, by Eq. 7 without e_dec, and the decoder's correction of it.
         _, a_reference, a_dec = attend(reference).split(1, dim=1)
-        image = a_reference * sample(reference, maps.pixels_reference, "border") + a_dec * torch.sigmoid(logits.float())
+        rest = (1 - a_dec).clamp(min=1e-2)
+        known = a_reference * sample(reference, maps.pixels_reference, "border")
         if self.with_head:  # the layer is colour times opacity, which must count once
-            a_head = F.interpolate(maps.attention[:, :1], reference.shape[-2:], mode="bilinear", align_corners=True)
-            image = image + a_head * sample(head.image, maps.pixels_head)
+            a_raw = F.interpolate(maps.attention[:, :1], reference.shape[-2:], mode="bilinear", align_corners=True)
+            known = known + a_raw * sample(head.image, maps.pixels_head)
+        logits = self.decoder(mix(2, None), lambda e_dec, level: mix(level, e_dec)).float()
+        image = torch.sigmoid((known / rest).clamp(0.01, 0.99).logit() + logits)
         maps = maps._replace(attention=attend(maps.attention))
         return Fused(image, maps, regions[2], regions[3] if moved is not None else None)
 

@@ -148,8 +148,8 @@ def test_a_soft_edge_of_the_head_is_no_dark_rim():
     """Head and reference are of one grey; wherever the head's edge fades, the output must be of that grey, too."""
     torch.manual_seed(0)
     network = FusionNetwork(NET, FLOW).eval()
-    torch.nn.init.zeros_(network.decoder.out.weight)  # the decoder paints sigmoid(0) = 0.5
-    torch.nn.init.zeros_(network.decoder.out.bias)
+    torch.nn.init.zeros_(network.decoder.out.weight)  # the decoder corrects nothing
+    torch.nn.init.zeros_(network.decoder.out.bias)  # type: ignore[arg-type]
     grey = torch.full((1, 3, 64, 64), 0.5)
     edge = (torch.arange(64.0) / 20 - 1).clamp(0, 1).expand(1, 1, 64, 64)
     out = network(HeadLayer(grey * edge, edge), grey, grey).image

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.canonical import HeadLayer
 from models.head3d import Head3D, Subject
 from models.pose_net import HeadPose
 from tasks.backdrop import MOVED_SHARE, backdrop, draw_views
@@ -46,10 +47,10 @@ def subject(model: Head3D) -> Subject:
 def test_the_subjects_frame_stays_unless_the_head_moves_away(
     model: Head3D, subject: Subject, monkeypatch: pytest.MonkeyPatch, yaw: float, tx_m: float, kept: float
 ):
-    given: list[torch.Tensor] = []
+    given: list[Any] = []
     real = model.fusion.forward
 
-    def watched(head: torch.Tensor, reference: torch.Tensor, driving: torch.Tensor) -> Any:
+    def watched(head: HeadLayer, reference: torch.Tensor, driving: torch.Tensor) -> Any:
         given.extend([head, reference, driving])
         return real(head, reference, driving)
 
@@ -58,8 +59,8 @@ def test_the_subjects_frame_stays_unless_the_head_moves_away(
     pose = HeadPose(torch.tensor([[yaw, 0, 0]]), torch.tensor([[tx_m, 0, 0]]))
     made = draw_views(model, subject, behind, pose)
     head, reference, driving = given
-    assert torch.equal(made.head, head)
-    bare = head.amax(1, keepdim=True).expand(-1, 3, -1, -1) == 0
+    assert torch.equal(made.head, head.image)
+    bare = head.alpha.expand(-1, 3, -1, -1) == 0
     torch.testing.assert_close(driving[bare], behind[bare])
     solid = (driving[:, :1] - behind[:, :1]).abs() > 0.05  # red skin on grey ground
     assert (solid & ~bare[:, :1]).sum() > 0.5 * (~bare[:, :1]).sum()

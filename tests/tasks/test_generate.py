@@ -192,7 +192,7 @@ def test_without_the_driving_head_nothing_of_it_reaches_the_output(finished: tup
         assert torch.equal(one.image, two.image)
         assert (one.maps.attention[:, 0] == 0).all()
         assert torch.allclose(one.maps.attention.sum(1), torch.ones(1), atol=1e-5)
-        assert not torch.equal(without.fusion(head, reference, other).image, one.image)
+        assert not torch.equal(without.fusion(head, reference, images[1]).image, one.image)
         assert not torch.equal(model.fusion(head, reference, driving).image, one.image)
         assert not torch.equal(
             model.fusion(head, reference, driving).image, model.fusion(other, reference, driving).image
