@@ -28,7 +28,7 @@ def call(*words: str) -> int:
 
 
 def test_equations_warps_and_gradients_meet_their_bars() -> None:
-    assert checking.identity_error(64) <= 1e-5
+    assert max(checking.identity_error(size) for size in (64, 128)) <= 1e-5
     assert checking.eq3_after_eq1_error() <= 1e-9
     assert checking.nose_moves_px(10) == pytest.approx(-6.6, abs=0.05)
     assert checking.nose_moves_px(30) == pytest.approx(-19.0, abs=0.05)
