@@ -124,8 +124,6 @@ class RecurrentCanonical(nn.Module):
         super().__init__()
         self.encoder, self.decoder = ImageEncoder(config), ImageDecoder(config)
         self.memory = ConvLSTM(self.encoder.channels)
-        nn.init.zeros_(self.decoder.out.weight)
-        nn.init.zeros_(self.decoder.out.bias)  # type: ignore[arg-type]
 
     def forward(self, heads: Tensor, warped: Tensor, warp: Warp) -> CanonicalHead:
         """Encode the references, warp their features to the canonical frame (Eq. 5), gather and decode them.

@@ -73,6 +73,9 @@ class ImageDecoder(nn.Module):
         self.residual = nn.Sequential(*(ResidualBlock(4 * w) for _ in range(config.residual_blocks)))
         self.ups = nn.ModuleList([conv_block(4 * w, 2 * w, 3), conv_block(2 * w, w, 3)])
         self.out = nn.Conv2d(w, 3, 7, padding=3, padding_mode="reflect")
+        # Both stages add the logits to an image that is known: training starts from that image as it is.
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, feature: Tensor, merge: Callable[[Tensor, int], Tensor] = lambda x, _: x) -> Tensor:
         """Decode.

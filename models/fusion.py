@@ -65,8 +65,6 @@ class FusionNetwork(nn.Module):
         super().__init__()
         self.with_head = with_head
         self.encoder, self.decoder = ImageEncoder(net), ImageDecoder(net)
-        nn.init.zeros_(self.decoder.out.weight)
-        nn.init.zeros_(self.decoder.out.bias)  # type: ignore[arg-type]
         self.flow = FlowPredictor(flow_net)
 
     def forward(

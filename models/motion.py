@@ -195,20 +195,6 @@ class FlowPredictor(nn.Module):
         features = torch.cat([heat[:, :, None], moved.view(batch, count, 3, height, width)], dim=2)
         return grids, features.flatten(1, 2)
 
-    def forward(self, head: Tensor, reference: Tensor, driving: Tensor) -> FusionMaps:
-        """Flows and attention.
-
-        Args:
-            head: x_hat_dri, `(B, 3, H, W)`, in [0, 1].
-            reference: s_ref, the same.
-            driving: s_dri, the same (x_hat_dri once more for a novel view, Sec. 3.4).
-
-        Returns:
-            Pixel maps and attention at `scale` of the size.
-        """
-        small = [self.shrink(image) for image in (head, reference, driving)]
-        return self.mix(small, self.find_regions(small))
-
     def find_regions(self, images: Sequence[Tensor]) -> list[Regions]:
         """Regions of several batches in one pass, so that a batch norm sees what it sees in use.
 
@@ -223,11 +209,12 @@ class FlowPredictor(nn.Module):
         """Flows and attention from regions.
 
         Args:
-            small: x_hat_dri, s_ref and s_dri at Phi's working scale, `(B, 3, h, w)`.
-            regions: Of the three.
+            small: x_hat_dri, s_ref and s_dri (x_hat_dri once more for a novel view, Sec. 3.4), each from `shrink`,
+                `(B, 3, h, w)`.
+            regions: Of the three, from `find_regions`.
 
         Returns:
-            As `forward`.
+            Pixel maps and attention at `scale` of the size.
         """
         of_head, of_reference, of_driving = regions
         grids_head, features_head = self._candidates(small[0], of_head, of_driving)

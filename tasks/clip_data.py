@@ -298,6 +298,12 @@ def draw_frames(clips: ClipSet, config: Optim, clip: int, count: int, generator:
     return torch.stack([siblings[places // length], places % length])
 
 
+def draw_looks(batch: int, generator: torch.Generator) -> Drawn:
+    """How samples are augmented: `flip (batch,)`, whether each is mirrored, and `jitter (batch, 3)` for `Recolour`."""
+    flip = torch.rand(batch, generator=generator) < 0.5
+    return {"flip": flip, "jitter": torch.rand(batch, 3, generator=generator) * 0.3 + 0.85}
+
+
 def draw(clips: ClipSet, config: Optim, generator: torch.Generator) -> Drawn:
     """Which frames a step looks at, and how they are augmented.
 
@@ -312,9 +318,7 @@ def draw(clips: ClipSet, config: Optim, generator: torch.Generator) -> Drawn:
     batch, count = config.batch_videos, config.references + 1
     first = torch.randint(len(clips), (batch,), generator=generator).tolist()
     clip, frame = torch.stack([draw_frames(clips, config, index, count, generator) for index in first], dim=1)
-    flip = torch.rand(batch, generator=generator) < 0.5
-    jitter = torch.rand(batch, 3, generator=generator) * 0.3 + 0.85
-    return {"clip": clip, "frame": frame, "flip": flip, "jitter": jitter}
+    return {"clip": clip, "frame": frame, **draw_looks(batch, generator)}
 
 
 def gather(clips: ClipSet, drawn: Drawn) -> Batch:

@@ -11,7 +11,7 @@ from models.canonical import CanonicalHead, RecurrentCanonical, warp_references
 from models.config import Optim
 from models.depth_net import DepthNetwork
 from models.precision import mixed
-from tasks.clip_data import ClipSet, Drawn, Recolour, draw_frames
+from tasks.clip_data import ClipSet, Drawn, Recolour, draw_frames, draw_looks
 from tasks.progress import progress
 
 
@@ -56,9 +56,7 @@ class HeadBank:
             driving = others[:, free][:, :1]
             pairs.append(torch.cat([taken[:, :1], driving], dim=1))
         clip, frame = torch.stack(pairs, dim=1)
-        flip = torch.rand(batch, generator=generator) < 0.5
-        jitter = torch.rand(batch, 3, generator=generator) * 0.3 + 0.85
-        return {"head": head, "clip": clip, "frame": frame, "flip": flip, "jitter": jitter}
+        return {"head": head, "clip": clip, "frame": frame, **draw_looks(batch, generator)}
 
     def take(self, head: Tensor, flip: Tensor, recolour: Recolour) -> tuple[CanonicalHead, Tensor]:
         """Heads and their depth `(B, H, W)`, coloured and mirrored like the frames beside them.
