@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,31 @@ class Fused(NamedTuple):
     maps: FusionMaps
     regions: Regions
     regions_moved: Regions | None
+
+
+class ReferenceLook(NamedTuple):
+    """What stage 3 needs of s_ref and nothing else: known once per subject.
+
+    Attributes:
+        image: s_ref, `(B, 3, H, W)`, in [0, 1].
+        small: s_ref at Phi's scale.
+        regions: Its regions.
+        features: E_F's features of it, at its size, a half and a quarter.
+    """
+
+    image: Tensor
+    small: Tensor
+    regions: Regions
+    features: tuple[Tensor, ...]
+
+    def repeat(self, batch: int) -> ReferenceLook:
+        """One row shown to `batch` driving frames; no memory is copied."""
+
+        def wide(values: Tensor) -> Tensor:
+            return values.expand(batch, *values.shape[1:])
+
+        regions = Regions(*(wide(part) for part in self.regions))
+        return ReferenceLook(wide(self.image), wide(self.small), regions, tuple(wide(one) for one in self.features))
 
 
 def attend_where_seen(attention: Tensor, shown: Tensor) -> Tensor:
@@ -102,6 +127,66 @@ class FusionNetwork(nn.Module):
         else:
             maps = attend_without_head(maps)
             of_head = of_reference = tuple(self.encoder(reference))
+        image, maps = self.compose(head, reference, maps, of_head, of_reference)
+        return Fused(image, maps, regions[2], regions[3] if moved is not None else None)
+
+    def look(self, reference: Tensor) -> ReferenceLook:
+        """What `fuse` needs of s_ref.
+
+        Args:
+            reference: s_ref, `(B, 3, H, W)`, in [0, 1].
+        """
+        small = self.flow.shrink(reference)
+        return ReferenceLook(reference, small, self.flow.find_regions([small])[0], tuple(self.encoder(reference)))
+
+    def fuse(self, head: HeadLayer, reference: ReferenceLook, driving: Tensor) -> Fused:
+        """`forward` with what is known of s_ref beforehand; the same numbers in eval mode, and only there: in training
+        the batch norms must see all images together.
+
+        Args:
+            head: x_hat_dri; not looked at without `with_head`.
+            reference: From `look`, as many rows as the others.
+            driving: s_dri, `(B, 3, H, W)`, in [0, 1].
+
+        Returns:
+            As `forward`.
+        """
+        small_driving = self.flow.shrink(driving)
+        if self.with_head:
+            small_head = self.flow.shrink(head.image)
+            of_head_regions, of_driving = self.flow.find_regions([small_head, small_driving])
+            features: Sequence[Tensor] = self.encoder(head.image)
+        else:
+            small_head, of_head_regions, features = reference.small, reference.regions, reference.features
+            (of_driving,) = self.flow.find_regions([small_driving])
+        maps = self.flow.mix(
+            [small_head, reference.small, small_driving], [of_head_regions, reference.regions, of_driving]
+        )
+        if not self.with_head:
+            maps = attend_without_head(maps)
+        image, maps = self.compose(head, reference.image, maps, features, reference.features)
+        return Fused(image, maps, of_driving, None)
+
+    def compose(
+        self,
+        head: HeadLayer,
+        reference: Tensor,
+        maps: FusionMaps,
+        of_head: Sequence[Tensor],
+        of_reference: Sequence[Tensor],
+    ) -> tuple[Tensor, FusionMaps]:
+        """Eq. 7 at every size, and Omega_F.
+
+        Args:
+            head: x_hat_dri.
+            reference: s_ref, `(B, 3, H, W)`.
+            maps: Of Phi.
+            of_head: E_F's features of x_hat_dri.
+            of_reference: Of s_ref.
+
+        Returns:
+            The frame, and the maps with the attention as it was used.
+        """
         shown = sample(head.alpha, full_size(maps.pixels_head, *head.alpha.shape[-2:])) if self.with_head else None
 
         def attend(like: Tensor) -> Tensor:
@@ -127,8 +212,7 @@ class FusionNetwork(nn.Module):
             known = known + a_raw * sample(head.image, maps.pixels_head)
         logits = self.decoder(mix(2, None), lambda e_dec, level: mix(level, e_dec)).float()
         image = torch.sigmoid((known / rest).clamp(0.01, 0.99).logit() + logits)
-        maps = maps._replace(attention=attend(maps.attention))
-        return Fused(image, maps, regions[2], regions[3] if moved is not None else None)
+        return image, maps._replace(attention=attend(maps.attention))
 
 
 def _resized(values: Tensor, like: Tensor) -> Tensor:
