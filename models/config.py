@@ -262,9 +262,10 @@ MethodName = Literal[
 class Generate(Section):
     """Self-reconstruction and cross-identity videos (Sec. 4.1)."""
 
-    methods: list[MethodName]
+    methods: list[str]  # of MethodName, and names of `external`
+    external: dict[str, str]  # method -> folder of videos made elsewhere, named as in generated/pairs.csv
     self_pairs: NonNegative  # at most; 0: as many as the test set has
-    cross_pairs: NonNegative
+    cross_pairs: NonNegative  # of every dataset
     references: Positive
     mode: Literal["absolute", "relative"]
     seed: NonNegative

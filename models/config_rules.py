@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 if TYPE_CHECKING:
-    from models.config import Params
+    from models.config import Generate, Params
 
 
 def broken_rules(params: Params) -> Iterator[str]:
@@ -45,6 +47,7 @@ def _methods(params: Params) -> Iterator[str]:
     config = params.generate
     if len(set(config.methods)) < len(config.methods):
         yield "generate.methods names a method twice"
+    yield from _method_names(config)
     if "no_driving_head" in config.methods and not params.fusion.without_head_steps:
         yield (
             "generate.methods lists no_driving_head, which needs a network of its own: set fusion.without_head_steps "
@@ -57,3 +60,23 @@ def _methods(params: Params) -> Iterator[str]:
             f"generate.references or generate.methods ask for {needed} reference frames, and a clip has only "
             f"crop.clip_frames = {params.crop.clip_frames}"
         )
+
+
+def _method_names(config: Generate) -> Iterator[str]:
+    """Whether every name in `generate.methods` is known, and every folder of `generate.external` is used."""
+    from models.config import MethodName
+
+    ours = [str(name) for name in get_args(MethodName)]
+    for name in config.methods:
+        if name not in ours and name not in config.external:
+            near = difflib.get_close_matches(name, [*ours, *config.external], n=1, cutoff=0.4)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            yield f"generate.methods: '{name}' is neither a method nor a name in generate.external{hint}"
+    for name in config.external:
+        if name in ours or not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name):
+            yield (
+                f"generate.external: '{name}' must be a new name of small letters, digits and underscores, "
+                f"not one of {', '.join(ours)}"
+            )
+        elif name not in config.methods:
+            yield f"generate.external names '{name}': add it to generate.methods or take it out"

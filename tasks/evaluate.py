@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from models.config import MethodName, Params
+from models.config import Params
 from tasks import ablation
 from tasks.device import choose_device
 from tasks.errors import StageError
-from tasks.generated import SECONDS, read_pairs, read_seconds, records
+from tasks.generated import SECONDS, missing_videos, read_pairs, read_seconds, records
 from tasks.methods import BASELINE, METHODS, OURS, of_role
 from tasks.metrics import definitions, mean_or_none, measure
 from tasks.paths import Paths
@@ -97,7 +97,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     per_video["seen_in_training"] = per_video["pair"].map(good.set_index("pair")["seen_in_training"])
     per_video = per_video.merge(read_seconds(paths.metrics / SECONDS), on=["method", "pair"], how="left")
     rebuilt = per_video[per_video["setting"] == "self"]
-    rivals = of_role(params.generate.methods, "ours", "trivial")
+    rivals = of_role(params.generate.methods, "ours", "trivial", "external")
     tables = {
         "per_video": per_video,
         "table1": _table(rebuilt[rebuilt["method"].isin(rivals)], figures),
@@ -114,15 +114,15 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     return {**summary, **{f"definition_{name}": text for name, text in all_definitions.items()}}
 
 
-def _measure_all(
-    methods: list[MethodName], good: pd.DataFrame, paths: Paths, perceptual: PerceptualMetric
-) -> pd.DataFrame:
+def _measure_all(methods: list[str], good: pd.DataFrame, paths: Paths, perceptual: PerceptualMetric) -> pd.DataFrame:
     """One row per pair and method that was made for it."""
     truth = array(open_store(paths.clips), "frames")
     generated = open_store(paths.generated / "frames.zarr")
     rows: list[dict[str, Any]] = []
+    missing = missing_videos(paths)
     pairs = [
-        (pair, [method for method in methods if pair["setting"] in METHODS[method].settings]) for pair in records(good)
+        (pair, [m for m in methods if pair["setting"] in METHODS[m].settings and (m, pair["pair"]) not in missing])
+        for pair in records(good)
     ]
     with progress("evaluate", sum(len(made) for _, made in pairs), "video") as bar:
         for pair, made in pairs:

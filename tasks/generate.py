@@ -16,11 +16,12 @@ import zarr
 from torch import Tensor
 from zarr.codecs import ZstdCodec
 
-from models.config import Generate, MethodName, Params
+from models.config import Generate, Params
 from models.head3d import Head3D, Subject
 from tasks.clip_data import ClipSet, load_clips, usable_clips
 from tasks.device import choose_device
 from tasks.errors import StageError
+from tasks.external import take_in
 from tasks.frames import to_uint8
 from tasks.generated import SECONDS, Seconds
 from tasks.methods import METHODS, OURS
@@ -53,7 +54,7 @@ def reference_frames(reference: int, length: int, count: int, seed: int) -> Tens
 
 
 def make_subject(
-    model: Head3D, clips: ClipSet, clip: int, reference: int, config: Generate, method: MethodName = OURS
+    model: Head3D, clips: ClipSet, clip: int, reference: int, config: Generate, method: str = OURS
 ) -> Subject:
     """The canonical head of a stored clip as a method makes it; `reference` is s_ref's frame, the same for all."""
     row = METHODS[method]
@@ -63,7 +64,7 @@ def make_subject(
 
 
 def render_pair(
-    model: Head3D, clips: ClipSet, subject: int, driving: int, reference: int, method: MethodName, config: Generate
+    model: Head3D, clips: ClipSet, subject: int, driving: int, reference: int, method: str, config: Generate
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """One method's video of one pair.
 
@@ -91,7 +92,7 @@ def render_pair(
     return frames, to_uint8(torch.cat([state.head.image, state.head.mask], dim=1))[0]
 
 
-def _prepare(paths: Paths, fingerprint: str, methods: Sequence[MethodName]) -> Path:
+def _prepare(paths: Paths, fingerprint: str, methods: Sequence[str]) -> Path:
     """The stage's folder without what other settings, a killed run or methods no longer asked for left there."""
     folder = paths.generated
     if folder.exists() and read_fingerprint(folder) != fingerprint:
@@ -107,7 +108,7 @@ def _prepare(paths: Paths, fingerprint: str, methods: Sequence[MethodName]) -> P
     return folder
 
 
-def _frame_arrays(folder: Path, pairs: Any, methods: Sequence[MethodName], shape: tuple[int, ...]) -> zarr.Group:
+def _frame_arrays(folder: Path, pairs: Any, methods: Sequence[str], shape: tuple[int, ...]) -> zarr.Group:
     """`frames.zarr` with an array `{method}/{setting}` for whatever is to be made; those that are there stay."""
     group = zarr.open_group(folder / "frames.zarr", mode="a", zarr_format=3)
     for method in methods:
@@ -123,7 +124,7 @@ def _frame_arrays(folder: Path, pairs: Any, methods: Sequence[MethodName], shape
     return group
 
 
-def _load_models(paths: Paths, methods: Sequence[MethodName], device: torch.device) -> dict[bool, Head3D]:
+def _load_models(paths: Paths, methods: Sequence[str], device: torch.device) -> dict[bool, Head3D]:
     """The trained model and, where a method asks for it, the one whose fusion does not see x_hat_dri (key False)."""
     checkpoints = paths.data / "checkpoints"
     models = {True: load_model(checkpoints, device)}
@@ -160,13 +161,14 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     shape = (clips.frames.shape[1], clips.size_px, clips.size_px, 3)
     group = _frame_arrays(folder, pairs, config.methods, shape)
     (folder / "stage.json").write_text(json.dumps({"fingerprint": fingerprint, "complete": False}) + "\n")
+    own = [method for method in config.methods if METHODS[method].role != "external"]
     jobs = [
         (method, pair)
         for pair in pairs.to_dict("records")
-        for method in config.methods
+        for method in own
         if pair["setting"] in METHODS[method].settings
     ]
-    seconds = Seconds(paths.metrics / SECONDS, config.methods)
+    seconds = Seconds(paths.metrics / SECONDS, own)
     with progress("generate", len(jobs), "video") as bar, seconds:
         for method, pair in jobs:
             setting, name = str(pair["setting"]), str(pair["pair"])
@@ -193,6 +195,8 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
                 )  # written last: the mark that this video is done
             bar.update()
     pairs.to_csv(folder / "pairs.csv", index=False)
+    fps = {str(clip): float(value) for clip, value in zip(clips.table["clip"], clips.table["fps"], strict=True)}
+    outside = take_in(config.external, pairs, folder, group, fps)
     (folder / "stage.json").write_text(json.dumps({"fingerprint": fingerprint, "complete": True}) + "\n")
     counts = pairs["setting"].value_counts()
     return {
@@ -201,7 +205,8 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         "self_pairs": int(counts.get("self", 0)),
         "cross_pairs": int(counts.get("cross", 0)),
         "pairs_seen_in_training": int(pairs["seen_in_training"].sum()),
-        **{f"seconds_per_frame_{method}": seconds.median(method) for method in config.methods},
+        **{f"seconds_per_frame_{method}": seconds.median(method) for method in own},
+        **outside,
     }
 
 

@@ -32,6 +32,26 @@ def read_pairs(paths: Paths) -> pd.DataFrame:
     return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False)
 
 
+EXTERNAL = "external.csv"
+"""Below generated/: every video of the methods of `generate.external`, whether it was taken in, and if not, why."""
+EXTERNAL_COLUMNS = ("method", "pair", "status", "reason", "sha256")
+
+
+def read_external(folder: Path) -> pd.DataFrame:
+    """The table `EXTERNAL` of the folder `generated`; without rows where there is none."""
+    path = folder / EXTERNAL
+    if not path.is_file():
+        return pd.DataFrame(columns=list(EXTERNAL_COLUMNS), dtype=str)
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def missing_videos(paths: Paths) -> set[tuple[str, str]]:
+    """(method, pair) of the videos made elsewhere that are not there or could not be used."""
+    table = read_external(paths.generated)
+    bad = table[table["status"] != "ok"]
+    return set(zip(bad["method"], bad["pair"], strict=True))
+
+
 SECONDS = "generate_seconds.csv"
 """Below metrics/: seconds per generated frame of every video, its share of building the canonical head included."""
 SECONDS_COLUMNS: dict[str, Any] = {"method": str, "pair": str, "seconds_per_frame": float}

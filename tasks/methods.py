@@ -1,7 +1,7 @@
 """Every method whose videos are made, measured and shown: what it does and what a person reads for it.
 
-The names stand in `generate.methods` (`models.config.MethodName`). A method that comes later, such as a baseline or a
-folder of videos made elsewhere, is one more name there, one more row here and, if need be, one more role.
+The names stand in `generate.methods`: ours are `models.config.MethodName`, each with a row here; any other is a folder
+of videos made elsewhere, named in `generate.external`. A method that comes later is one more name and one more row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OURS: MethodName = "head3d"
 BASELINE: MethodName = "copy_reference"
 """The trivial baseline: one frame of the subject, held still."""
 
-Role = Literal["ours", "ablation", "trivial"]
+Role = Literal["ours", "ablation", "trivial", "external"]
 Setting = Literal["self", "cross"]
 BOTH: tuple[Setting, ...] = ("self", "cross")
 
@@ -27,7 +27,8 @@ class Method:
 
     Attributes:
         label: What a person reads for its name.
-        role: `ours`; `ablation` (a row of Table 3: ours with one thing changed); `trivial` (needs no model).
+        role: `ours`; `ablation` (a row of Table 3: ours with one thing changed); `trivial` (needs no model);
+            `external` (videos made elsewhere).
         about: What it does.
         settings: For which pairs it makes videos. The N of Table 3 are measured under self-reconstruction only, and
             nothing else reads their videos.
@@ -53,7 +54,14 @@ def _with_references(count: int) -> Method:
     )
 
 
-METHODS: dict[MethodName, Method] = {
+class _Methods(dict[str, Method]):
+    """Rows by name; a name that is none of ours is a folder of `generate.external` (the settings' rules see to it)."""
+
+    def __missing__(self, name: str) -> Method:
+        return Method(name, "external", "videos made elsewhere (generate.external)", in_study=True)
+
+
+_OURS: dict[str, Method] = {
     OURS: Method("Head3D", "ours", "the whole model, N = generate.references"),
     "head3d_n1": _with_references(1),
     "head3d_n3": _with_references(3),
@@ -68,14 +76,14 @@ METHODS: dict[MethodName, Method] = {
     ),
     BASELINE: Method("Copy of the reference frame", "trivial", "s_ref held still"),
 }  # fmt: skip
+METHODS = _Methods(_OURS)
 
 
 def method_name(method: str) -> str:
     """The readable name of a method, also of one that this version does not know."""
-    known = {str(name): row.label for name, row in METHODS.items()}
-    return known.get(method, method)
+    return METHODS[method].label
 
 
-def of_role(methods: Iterable[MethodName], *roles: Role) -> list[MethodName]:
+def of_role(methods: Iterable[str], *roles: Role) -> list[str]:
     """Those of `methods` that have one of the roles, in their order."""
     return [method for method in methods if METHODS[method].role in roles]

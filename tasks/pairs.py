@@ -29,7 +29,8 @@ def choose_pairs(table: pd.DataFrame, clip_frames: int, config: Generate) -> pd.
     """Pairs over the test clips; over all clips, marked as seen, where no test person has a pair.
 
     Self-reconstruction takes the first two clips of a video (subject, driving); cross-identity takes seeded pairs of
-    different people, each person about equally often.
+    different people of one dataset, each person about equally often, `config.cross_pairs` of every dataset (where no
+    dataset has two people, of all together).
 
     Args:
         table: Usable clips.
@@ -67,13 +68,20 @@ def choose_pairs(table: pd.DataFrame, clip_frames: int, config: Generate) -> pd.
             break
     for seen in (False, True):
         pool = table if seen else table[table["split"] == "test"]
-        people = {str(name): group for name, group in pool.groupby("identity", sort=True)}
-        if len(people) >= 2:
+        parts = [_people(part) for _, part in pool.groupby("dataset", sort=True)]
+        crowds = [people for people in (*parts, _people(pool)) if len(people) >= 2]
+        for people in crowds[: max(1, len(crowds) - 1)]:  # the last is everybody: only where no dataset has two
             for subject, driving in _cross(list(people), config.cross_pairs, rng):
                 one, two = people[subject], people[driving]
                 add("cross", one.iloc[rng.integers(len(one))], two.iloc[rng.integers(len(two))], seen)
+        if crowds:
             break
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _people(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Identity -> its clips, in the order of the names."""
+    return {str(name): group for name, group in table.groupby("identity", sort=True)}
 
 
 def _cross(people: list[str], count: int, rng: np.random.Generator) -> list[tuple[str, str]]:

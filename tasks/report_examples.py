@@ -12,7 +12,7 @@ import zarr
 from PIL import Image
 
 from models.config import Params
-from tasks.generated import records
+from tasks.generated import missing_videos, records
 from tasks.methods import BASELINE, METHODS, OURS, method_name
 from tasks.paths import Paths
 from tasks.report_media import error_map, frame_indices, image_uri, outlined, panel_scale, shrink, strip, video_uri
@@ -61,10 +61,13 @@ class Stores:
         self.frames = array(open_store(paths.clips), "frames")
         self.head = array(open_store(paths.masks), "head")
         self.generated: zarr.Group = open_store(paths.generated / "frames.zarr")
+        self.missing = missing_videos(paths)
 
     def output(self, method: str, pair: dict[str, Any]) -> np.ndarray | None:
         """Frames that a method made for a pair, `(T, H, W, 3)` uint8; None where it made none."""
         name = f"{method}/{pair['setting']}"
+        if (method, pair["pair"]) in self.missing:
+            return None
         return np.asarray(array(self.generated, name)[int(pair["index"])]) if name in self.generated else None
 
 
