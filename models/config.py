@@ -20,6 +20,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+CheckpointSeconds = Annotated[float, Field(gt=0, le=120)]
 
 
 Initial = Literal["random", "pretrained", "if_present"]
@@ -40,12 +41,14 @@ class Runtime(Section):
     """How to run on this machine. Not a DVC dependency: nothing here changes a result."""
 
     device: str  # auto | cpu | cuda | cuda:N
+    devices: Positive  # that train together: GPUs of this machine (device: cpu: processes); they share every batch
+    sync_batch_norm: bool  # GPUs that train together share their batch norms' statistics: as one GPU with the batch
     cuda_graphs: bool  # on a GPU, record a training step once and replay it
     scheduler: str  # local: processes of this machine; tcp://host:port: a Dask cluster that sees the same folders
     workers: Positive  # worker processes of crop and parse (scheduler: local)
     stores: str  # where new Zarr stores go: empty, the data folder; or s3://bucket/folder (any fsspec address)
     video_deadline_s: PositiveFloat  # a video that takes longer is killed and refused (reason: deadline)
-    checkpoint_every_s: PositiveFloat  # a killed training run loses at most this much
+    checkpoint_every_s: CheckpointSeconds  # a killed training run loses at most this much
 
 
 class Demo(Section):
@@ -178,8 +181,10 @@ class Optim(Section):
     steps: Positive
     lr_drop_step: Positive  # the learning rates drop by 0.1 here
     log_every_steps: Positive
+    sheet_every_steps: NonNegative  # a picture of what the networks do now, in the checkpoint folder; 0: none
     average: Fraction  # the weights that are kept are a running average: this much of it stays in a step (0: none)
     precision: Literal["float32", "bfloat16"]  # of the networks; geometry, losses and weights stay float32
+    clip_norm: NonNegativeFloat  # a longer gradient is shortened to this (0: never)
     seed: NonNegative
 
 

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from models.config import Generate, Params
 
 
+_STAGES = ("geometry", "canonical", "fusion")
+
+
 def broken_rules(params: Params) -> Iterator[str]:
     """What is wrong and what to change, one sentence a rule.
 
@@ -40,6 +43,20 @@ def broken_rules(params: Params) -> Iterator[str]:
     if start.bootstrap != "landmarks" and not (start.rendered_people and start.rendered_batch):
         yield f"geometry.bootstrap {start.bootstrap} needs geometry.rendered_people and rendered_batch above 0"
     yield from _methods(params)
+    yield from _devices(params)
+
+
+def _devices(params: Params) -> Iterator[str]:
+    """Whether every batch can be shared evenly."""
+    count = params.runtime.devices
+    if count > 1 and ":" in params.runtime.device:
+        yield f"runtime.device = {params.runtime.device} is one GPU and runtime.devices = {count}: set device to auto"
+    rows = {f"{name}.train.batch_videos": getattr(params, name).train.batch_videos for name in _STAGES}
+    if params.geometry.bootstrap != "landmarks":
+        rows["geometry.rendered_batch"] = params.geometry.rendered_batch
+    for name, size in rows.items():
+        if size % count:
+            yield f"{name} = {size} cannot be shared evenly by runtime.devices = {count}"
 
 
 def _methods(params: Params) -> Iterator[str]:

@@ -200,8 +200,9 @@ def train_on(heads: RenderedHeads, config: Geometry, runtime: Runtime, device: t
     Returns:
         F_D and F_P.
     """
+    from tasks.checkpoint_folder import load_weights
     from tasks.geometry import build_networks, geometry_job
-    from tasks.training import load_weights, train
+    from tasks.training import train
 
     config = config.model_copy(update={"train": config.train.model_copy(update={"span": "video"})})
     networks = build_networks(config, device)
@@ -226,8 +227,8 @@ def load_stage1(folder: Path, device: torch.device) -> tuple[dict[str, Module], 
     from models.config import ConfigError, Geometry, build
     from models.depth_net import DepthNetwork
     from models.pose_net import PoseNetwork
+    from tasks.checkpoint_folder import load_weights
     from tasks.errors import StageError
-    from tasks.training import load_weights
 
     file = folder / "config.json"
     if not file.is_file():

@@ -15,6 +15,7 @@ from models.losses import head_reconstruction
 from models.pose_net import HeadPose
 from models.precision import mixed
 from models.warp import Warp
+from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import (
     Batch,
     ClipSet,
@@ -28,8 +29,9 @@ from tasks.clip_data import (
     usable_clips,
 )
 from tasks.device import choose_device
+from tasks.optimiser import adam
 from tasks.paths import Paths
-from tasks.training import Training, adam, is_finished, load_weights, train, write_losses
+from tasks.training import Training, train
 
 
 def build_networks(config: Canonical, device: torch.device) -> dict[str, torch.nn.Module]:
@@ -157,7 +159,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         job = Training(
             "canonical",
             networks,
-            adam([{"params": list(network.parameters())}], config.lr),
+            adam([{"params": list(network.parameters())}], config.lr, config.train.clip_norm),
             config.train.steps,
             CanonicalLoss(config, network, depth, clips),
             lambda step: [config.lr * (0.1 if step >= config.train.lr_drop_step else 1.0)],

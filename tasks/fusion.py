@@ -21,12 +21,14 @@ from models.precision import mixed
 from models.pretrained import load_registered
 from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import load_depth_network, warped_batch
+from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import ClipSet, Drawn, batch_geometry, draw, gather, left_out, load_clips, step_generator
 from tasks.device import choose_device
 from tasks.head_bank import HeadBank, make_heads
+from tasks.optimiser import adam
 from tasks.parser_network import EMBEDDED_FILE
 from tasks.paths import WITHOUT_HEAD, Paths
-from tasks.training import Training, adam, is_finished, load_weights, train, write_losses
+from tasks.training import Training, train
 
 
 def build_networks(config: Fusion, device: torch.device, with_head: bool = True) -> dict[str, torch.nn.Module]:
@@ -125,7 +127,7 @@ def _train(params: Params, paths: Paths, device: torch.device, fingerprint: str,
     job = Training(
         "fusion" if with_head else "fusion without head",
         networks,
-        adam([{"params": list(networks["fusion"].parameters())}], config.lr),
+        adam([{"params": list(networks["fusion"].parameters())}], config.lr, config.train.clip_norm),
         steps,
         FusionLoss(config, {**networks, **canonical}, depth, clips),
         lambda step: [config.lr * (0.1 if step >= drop else 1.0)],

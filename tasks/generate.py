@@ -18,6 +18,7 @@ from zarr.codecs import ZstdCodec
 
 from models.config import Generate, Params
 from models.head3d import Head3D, Subject
+from tasks.checkpoint_folder import read_fingerprint
 from tasks.clip_data import ClipSet, load_clips, usable_clips
 from tasks.device import choose_device
 from tasks.errors import StageError
@@ -30,7 +31,6 @@ from tasks.paths import Paths
 from tasks.progress import progress
 from tasks.stores import array
 from tasks.trained import load_model, load_without_head
-from tasks.training import read_fingerprint
 from tasks.video import write_video
 
 

@@ -14,15 +14,17 @@ from models.config import Geometry, Params
 from models.depth_net import DepthNetwork
 from models.initial import start_depth, start_pose
 from models.pose_net import PoseNetwork
+from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import ClipSet, left_out, load_clips, usable_clips
 from tasks.device import choose_device
 from tasks.geometry_check import check_stage1
 from tasks.geometry_loss import GeometryLoss
+from tasks.optimiser import adam
 from tasks.paths import Paths
 from tasks.progress import progress
 from tasks.rendered_heads import RenderedHeads, render_heads
 from tasks.stores import array, finish_store, geometry_arrays, open_or_create, open_store, read_fingerprint, write_rows
-from tasks.training import Training, adam, is_finished, load_weights, train, write_losses
+from tasks.training import Training, train
 
 FIRST_PERSON, FRAMES = 5000, 40
 """The rendered people start here, far from those of the demo and of the benchmark; so many poses of each are drawn."""
@@ -82,7 +84,7 @@ def geometry_job(
     return Training(
         name="geometry",
         modules=networks,
-        optimiser=adam(groups, config.lr_bootstrap),
+        optimiser=adam(groups, config.lr_bootstrap, config.train.clip_norm),
         steps=config.bootstrap_steps + config.train.steps,
         losses=GeometryLoss(config, networks, clips, render_start(config, clips.size_px, workers)),
         rates=lambda step: learning_rates(config, step),

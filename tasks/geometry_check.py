@@ -9,10 +9,10 @@ from models.canonical import CanonicalHead, mean_canonical, render_head, warp_re
 from models.config import Params
 from models.depth_net import DepthNetwork
 from models.geometry import intrinsics
+from tasks.checkpoint_folder import load_weights
 from tasks.clip_data import ClipSet, load_clips, usable_clips
 from tasks.frames import spread_frames
 from tasks.paths import Paths
-from tasks.training import load_weights
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

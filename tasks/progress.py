@@ -7,7 +7,7 @@ import sys
 from tqdm import tqdm
 
 
-def progress(label: str, total: int, unit: str, initial: int = 0) -> tqdm:
+def progress(label: str, total: int, unit: str, initial: int = 0, silent: bool = False) -> tqdm:
     """A progress bar.
 
     Args:
@@ -15,6 +15,7 @@ def progress(label: str, total: int, unit: str, initial: int = 0) -> tqdm:
         total: How many units there are.
         unit: What one unit is called.
         initial: Units that an earlier run has already done.
+        silent: Show nothing.
 
     Returns:
         A tqdm bar: `update(n)`, `set_postfix_str(text)`, usable as a context manager.
@@ -25,6 +26,7 @@ def progress(label: str, total: int, unit: str, initial: int = 0) -> tqdm:
         total=total,
         unit=unit,
         initial=initial,
+        disable=silent,
         mininterval=0.2 if on_terminal else 10.0,
         dynamic_ncols=on_terminal,
         ascii=not on_terminal,

@@ -12,6 +12,7 @@ PACKAGES = ("tasks", "models")
 NOT_RESULTS = frozenset(
     {"models/config.py", "models/config_rules.py"}
     | {f"tasks/{name}.py" for name in ("errors", "paths", "progress", "disk", "source_code")}
+    | {f"tasks/{name}.py" for name in ("checkpoints", "interruption", "training_log")}
     | {f"tasks/{name}.py" for name in ("worker_process", "dask_jobs", "dask_worker")}
 )
 """Files that many import and that change no result (settings are compared by their values)."""

@@ -15,9 +15,9 @@ from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork
 from models.head3d import Head3D
 from models.pose_net import PoseNetwork
+from tasks.checkpoint_folder import load_weights
 from tasks.errors import StageError
 from tasks.paths import WITHOUT_HEAD
-from tasks.training import load_weights
 
 
 def load_model(checkpoints: Path, device: torch.device) -> Head3D:

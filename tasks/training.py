@@ -1,8 +1,7 @@
-"""The training loop that the three stages share: steps (recorded as CUDA graphs), log, checkpoints, resume."""
+"""The one training loop, which the three stages share: steps, log, checkpoints, resume, one device or several."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -11,14 +10,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import pandas as pd
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.config import Runtime
+from tasks.checkpoint_folder import mark, read_fingerprint, save_weights
+from tasks.checkpoints import (
+    TrainingState,
+    git_revision,
+    load_newest,
+    numbered,
+    random_states,
+    remove_partial,
+    save_checkpoint,
+    set_random_states,
+)
 from tasks.errors import StageError
-from tasks.progress import progress
+from tasks.interruption import Interruption
+from tasks.ranks import Ranks
+from tasks.stepper import Stepper, Weights, trained_values
+from tasks.training_log import TrainingLog
 
 
 class StepLoss(Protocol):
@@ -29,7 +41,10 @@ class StepLoss(Protocol):
         """Steps of the same phase compute the same thing on tensors of the same shapes."""
 
     def draw(self, step: int) -> dict[str, Tensor]:
-        """Everything random of a step, on the CPU: a function of the seed and the step alone."""
+        """Everything random of a step, on the CPU: a function of the seed and the step alone.
+
+        Rows belong to samples, in their order: several devices share them.
+        """
 
     def __call__(self, phase: str, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named scalar losses; `total` is minimised.
@@ -47,13 +62,16 @@ class Training:
     Attributes:
         name: Stage name; labels the progress bar and the files.
         modules: Networks that are trained, by the name under which their weights are stored.
-        optimiser: Over their parameters; from `adam`.
+        optimiser: Over their parameters; from `tasks.optimiser.adam`.
         steps: How many steps to take.
         losses: What is minimised.
         rates: Step number -> learning rate of each parameter group.
         settings: What is stored beside the weights, so that a checkpoint explains itself.
         log_every: Steps that a row of the loss curve averages.
         average: Share of the running average of all weights that stays in a step; 0: the last weights are kept.
+        samples: Samples of a step, on all devices together; the progress bar counts in them.
+        sheet: Step number -> a picture of what the networks do now, `(H, W, 3)` uint8; called in eval mode.
+        sheet_every: Steps between two such pictures; 0: none.
     """
 
     name: str
@@ -65,28 +83,15 @@ class Training:
     settings: Mapping[str, Any]
     log_every: int
     average: float = 0.0
+    samples: int = 1
+    sheet: Callable[[int], np.ndarray] | None = None
+    sheet_every: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
         """Where the networks lie."""
         return next(next(iter(self.modules.values())).parameters()).device
-
-
-def adam(groups: list[dict[str, Any]], lr: float) -> torch.optim.Adam:
-    """Adam with the paper's betas (Sec. 4.2), in the form that the parameters' device runs best.
-
-    Args:
-        groups: Parameter groups, each with a list `params`.
-        lr: Learning rate to start with.
-    """
-    on_gpu = groups[0]["params"][0].is_cuda
-    if not on_gpu:
-        return torch.optim.Adam(groups, lr=lr, betas=(0.5, 0.999))
-    # A rate in a tensor and steps counted on the GPU: both can change between replays of a recorded step.
-    rates = [torch.tensor(lr, device=groups[0]["params"][0].device) for _ in groups]
-    groups = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
-    return torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True, capturable=True)
 
 
 def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> dict[str, float]:
@@ -102,33 +107,30 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
         First and last logged total loss, and the seconds spent in this run.
 
     Raises:
-        StageError: The loss is no longer a number.
+        StageError: The loss or a weight is no longer a number.
     """
-    begin = time.monotonic()
-    step, averaged = _resume(job, folder, fingerprint)
+    begin, ranks = time.monotonic(), Ranks.here()
+    run = _Run(job, folder, fingerprint, ranks)
+    stepper = Stepper(job, runtime.cuda_graphs, run.averaged, ranks)
     saved = time.monotonic()
-    stepper = Stepper(job, runtime.cuda_graphs, averaged)
-    with progress(job.name, job.steps, "step", initial=step) as bar:
-        window: list[Tensor] = []
-        try:
-            while step < job.steps:
-                window.append(stepper.take(step))
-                step += 1
-                # A row never mixes phases: their losses have other names.
-                phase_ends = step < job.steps and job.losses.phase(step) != job.losses.phase(step - 1)
-                if step % job.log_every == 0 or step == job.steps or phase_ends:
-                    _log(job, step, stepper.names, torch.stack(window).mean(0).tolist())
-                    window = []
-                    bar.set_postfix_str(f"loss {job.history[-1]['total']:.4f}")
-                    if time.monotonic() - saved > runtime.checkpoint_every_s:
-                        _save_state(job, folder, averaged, step)
-                        saved = time.monotonic()
-                bar.update()
-        except KeyboardInterrupt:
-            if not window:  # a half-filled log window would not be the same after a resume
-                _save_state(job, folder, averaged, step)
-            raise
-    _finish(job, folder, fingerprint, averaged)
+    with Interruption() as interruption, TrainingLog(job, folder, run.step, ranks.first) as log:
+        while run.step < job.steps:
+            run.window.append(stepper.take(run.step))
+            run.step += 1
+            if run.row_is_due():
+                run.close_row(stepper.names)
+                log.row(stepper.waited_s)
+            log.step(run.step)
+            due = time.monotonic() - saved > runtime.checkpoint_every_s and run.step < job.steps
+            if ranks.first and (due or interruption.number):
+                run.save(stepper.names)
+                saved = time.monotonic()
+            if interruption.number:
+                interruption.leave()
+    stepper.close()
+    if ranks.first:
+        run.finish()
+    ranks.wait()
     return {
         "loss_first": job.history[0]["total"],
         "loss_last": job.history[-1]["total"],
@@ -136,197 +138,111 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
     }
 
 
-class Stepper:
-    """Takes training steps; on a GPU it records one step of each phase as a CUDA graph and replays it.
+class _Run:
+    """How far a training has come.
 
-    A step here is a thousand and more small kernels, and starting them from Python takes several times as long as
-    running them. A recorded step is started at once.
+    Attributes:
+        step: Steps taken.
+        averaged: The running average; empty: there is none.
+        window: Losses of each step since the last row of the curve.
     """
 
-    WARM_STEPS = 3
-    """Steps taken one by one before the recording: they let cuDNN choose and Adam allocate."""
+    def __init__(self, job: Training, folder: Path, fingerprint: str, ranks: Ranks) -> None:
+        self.job, self.folder, self.fingerprint, self.ranks = job, folder, fingerprint, ranks
+        self.step = 0
+        self.window: list[Tensor] = []
+        self._revision = git_revision() if ranks.first else None
+        if ranks.first:
+            if folder.exists() and read_fingerprint(folder) != fingerprint:
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_partial(folder)
+            mark(folder, fingerprint, complete=False)
+        ranks.wait()
+        values = trained_values(job) if job.average else {}
+        self.averaged = {name: value.clone() for name, value in values.items()}
+        state = load_newest(folder, fingerprint)
+        if state is not None:
+            self._restore(state)
+        ranks.same_([*_all_values(job).values(), *self.averaged.values()])
 
-    def __init__(self, job: Training, record: bool, averaged: Weights) -> None:
-        """Prepare.
-
-        Args:
-            job: What is trained.
-            record: Whether to record steps where that is possible.
-            averaged: The running average, changed in place; empty: there is none.
-        """
-        self.job, self.names = job, [""]
-        self._average = [(averaged[name], value) for name, value in trained_values(job).items() if name in averaged]
-        self.record = record and job.device.type == "cuda"
-        self._phase, self._taken = "", 0
-        self._drawn: dict[str, Tensor] = {}
-        self._values = torch.empty(0)
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    def take(self, step: int) -> Tensor:
-        """Take a step; returns its losses in the order of `names`."""
+    def _restore(self, state: TrainingState) -> None:
         job = self.job
-        phase = job.losses.phase(step)
-        if phase != self._phase:
-            self._phase, self._taken, self._graph = phase, 0, None
-        for group, rate in zip(job.optimiser.param_groups, job.rates(step), strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-        drawn = job.losses.draw(step)
-        if self._taken == 0:
-            self._drawn = {name: value.to(job.device) for name, value in drawn.items()}
-        elif job.device.type == "cpu":
-            self._drawn = drawn
-        else:
-            for name, value in drawn.items():
-                self._drawn[name].copy_(value.pin_memory(), non_blocking=True)
-        if self.record and self._taken == self.WARM_STEPS:
-            self._record()
-        if self._graph is None:
-            values = self._compute()
-        else:
-            self._graph.replay()
-            values = self._values.clone()
-        self._taken += 1
-        return values
-
-    def _compute(self) -> Tensor:
-        self.job.optimiser.zero_grad(set_to_none=True)
-        losses = self.job.losses(self._phase, self._drawn)
-        losses["total"].backward()
-        self.job.optimiser.step()
-        if self._average:
-            kept, new = ([pair[i] for pair in self._average] for i in (0, 1))
-            torch._foreach_lerp_(kept, new, 1 - self.job.average)
-        self.names = list(losses)
-        return torch.stack([value.detach().float() for value in losses.values()])
-
-    def _record(self) -> None:
-        torch.cuda.synchronize()
-        self.job.optimiser.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._values = self._compute()
-        self._graph = graph
-
-
-def _log(job: Training, step: int, names: list[str], values: list[float]) -> None:
-    row = {"step": float(step), **dict(zip(names, values, strict=True))}
-    row["lr"] = float(job.optimiser.param_groups[0]["lr"])
-    bad = [name for name in names if not math.isfinite(row[name])]
-    if bad:
-        raise StageError(
-            f"{job.name}: {', '.join(bad)} is no longer a number at step {step}; "
-            f"lower the learning rate of this stage in params.yaml and run again"
-        )
-    job.history.append(row)
-
-
-Weights = dict[str, Tensor]
-
-
-def trained_values(job: Training) -> Weights:
-    """All floating-point values of the networks: weights and the statistics of batch norms."""
-    return {
-        f"{name}.{key}": value
-        for name, module in job.modules.items()
-        for key, value in module.state_dict().items()
-        if value.is_floating_point()
-    }
-
-
-def _resume(job: Training, folder: Path, fingerprint: str) -> tuple[int, Weights]:
-    """Load the last state of the same fingerprint; returns the step to go on with, and the running average."""
-    state_file = folder / "state.pt"
-    if folder.exists() and read_fingerprint(folder) != fingerprint:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for stray in folder.glob("*.partial"):
-        stray.unlink()
-    (folder / "stage.json").write_text(json.dumps({"fingerprint": fingerprint, "complete": False}))
-    values = trained_values(job) if job.average else {}
-    if not state_file.is_file():
-        return 0, {name: value.clone() for name, value in values.items()}
-    state = torch.load(state_file, map_location="cpu", weights_only=True)
-    for name, module in job.modules.items():
-        module.load_state_dict(state["modules"][name])
-    rates = [group["lr"] for group in job.optimiser.param_groups]
-    job.optimiser.load_state_dict(state["optimiser"])
-    for group, rate in zip(job.optimiser.param_groups, rates, strict=True):
-        group["lr"] = rate  # a rate kept in a tensor must stay on its device
-    job.history[:] = state["history"]
-    return int(state["step"]), {name: state["average"][name].to(value.device) for name, value in values.items()}
-
-
-def _save_state(job: Training, folder: Path, averaged: Weights, step: int) -> None:
-    state = {
-        "average": averaged,
-        "step": step,
-        "modules": {name: module.state_dict() for name, module in job.modules.items()},
-        "optimiser": job.optimiser.state_dict(),
-        "history": job.history,
-    }
-    partial = folder / "state.pt.partial"
-    torch.save(state, partial)
-    partial.replace(folder / "state.pt")
-
-
-def _finish(job: Training, folder: Path, fingerprint: str, averaged: Weights) -> None:
-    weights = {
-        f"{name}.{key}": averaged.get(f"{name}.{key}", value).detach().cpu().contiguous()
-        for name, module in job.modules.items()
-        for key, value in module.state_dict().items()
-    }
-    partial = folder / "model.safetensors.partial"
-    save_file(weights, partial)
-    partial.replace(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(job.settings, indent=2, sort_keys=True) + "\n")
-    pd.DataFrame(job.history).to_csv(folder / "loss.csv", index=False)
-    (folder / "stage.json").write_text(json.dumps({"fingerprint": fingerprint, "complete": True}) + "\n")
-    (folder / "state.pt").unlink(missing_ok=True)
-
-
-def read_fingerprint(folder: Path) -> str | None:
-    """Fingerprint of the run that wrote a checkpoint folder; None if there is none."""
-    try:
-        return str(json.loads((folder / "stage.json").read_text())["fingerprint"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def is_finished(folder: Path, fingerprint: str) -> bool:
-    """Whether the stage has run to its end with this fingerprint."""
-    try:
-        stage = json.loads((folder / "stage.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return (
-        bool(stage.get("complete"))
-        and stage.get("fingerprint") == fingerprint
-        and (folder / "model.safetensors").is_file()
-    )
-
-
-def load_weights(folder: Path, modules: Mapping[str, nn.Module]) -> None:
-    """Load a finished stage's weights into its networks.
-
-    Raises:
-        StageError: The file is missing or holds other networks.
-    """
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise StageError(f"{file} does not exist; `dvc repro {folder.name}` trains it (or `dvc pull` fetches it)")
-    weights = load_file(file)
-    for name, module in modules.items():
-        own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
-        try:
+        for name, module in job.modules.items():
+            start = f"{name}."
+            own = {key[len(start) :]: value for key, value in state.weights.items() if key.startswith(start)}
             module.load_state_dict(own)
-        except RuntimeError as error:
-            raise StageError(f"{file} does not fit the networks of its config.json: {error}") from None
+        rates = [group["lr"] for group in job.optimiser.param_groups]
+        job.optimiser.load_state_dict(state.optimiser)
+        for group, rate in zip(job.optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate  # a rate kept in a tensor must stay on its device
+        for name, value in self.averaged.items():
+            value.copy_(state.average[name])
+        job.history[:] = state.history
+        self.window = list(state.window.to(job.device))
+        self.step = state.step
+        set_random_states(state.random)
+
+    def row_is_due(self) -> bool:
+        """Whether a row of the curve ends here; a row never mixes phases: their losses have other names."""
+        job, step = self.job, self.step
+        phase_ends = step < job.steps and job.losses.phase(step) != job.losses.phase(step - 1)
+        return step % job.log_every == 0 or step == job.steps or phase_ends
+
+    def close_row(self, names: list[str]) -> None:
+        """Add a row to the curve: the mean of the steps since the last one, over all devices.
+
+        Raises:
+            StageError: A loss is no longer a number.
+        """
+        mean = torch.stack(self.window).mean(0)
+        self.ranks.average_([mean])
+        row = {"step": float(self.step), **dict(zip(names, mean.tolist(), strict=True))}
+        row["lr"] = float(self.job.optimiser.param_groups[0]["lr"])
+        self._check(names, [row[name] for name in names])
+        self.job.history.append(row)
+        self.window = []
+
+    def _check(self, names: list[str], values: list[float]) -> None:
+        bad = [name for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
+        if bad:
+            raise StageError(
+                f"{self.job.name}: {', '.join(bad)} is no longer a number at step {self.step}; "
+                f"lower the learning rate of this stage in params.yaml and run again"
+            )
+
+    def save(self, names: list[str]) -> None:
+        """Write a checkpoint, unless the training is broken: an older one is worth more then.
+
+        Raises:
+            StageError: A loss or a weight is no longer a number.
+        """
+        job, values = self.job, _all_values(self.job)
+        if self.window:
+            self._check(names, torch.stack(self.window).sum(0).tolist())
+        weights = {name: value for name, value in values.items() if value.is_floating_point()}
+        sums = torch.stack([norm.float() for norm in torch._foreach_norm(list(weights.values()))]).tolist()
+        self._check([f"weights {name}" for name in weights], sums)
+        state = TrainingState(
+            step=self.step,
+            weights=values,
+            average=self.averaged,
+            optimiser=job.optimiser.state_dict(),
+            history=job.history,
+            window=torch.stack(self.window).cpu() if self.window else torch.empty(0, 0),
+            random=random_states(),
+        )
+        save_checkpoint(self.folder, state, self.fingerprint, self._revision)
+
+    def finish(self) -> None:
+        """Leave the final weights, and throw away what only a resume needs."""
+        values = {name: self.averaged.get(name, value) for name, value in _all_values(self.job).items()}
+        save_weights(self.folder, values, self.job.settings)
+        mark(self.folder, self.fingerprint, complete=True)
+        for path in numbered(self.folder):
+            shutil.rmtree(path)
 
 
-def write_losses(folder: Path, target: Path) -> None:
-    """Copy the loss curve of a finished stage to where DVC plots it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "loss.csv", target)
+def _all_values(job: Training) -> Weights:
+    """Everything in the networks' state_dicts, `network.key` -> tensor."""
+    return {f"{name}.{key}": value for name, m in job.modules.items() for key, value in m.state_dict().items()}

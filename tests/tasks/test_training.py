@@ -15,11 +15,13 @@ import torch
 
 from models.config import Optim, Params, Runtime
 from tasks import canonical, fusion, geometry, geometry_loss, parse
+from tasks.checkpoint_folder import is_finished, load_weights
 from tasks.clip_data import Batch, ClipSet, batch_geometry, draw, gather, load_clips, step_generator
 from tasks.errors import StageError
+from tasks.optimiser import adam
 from tasks.paths import Paths
 from tasks.stores import array, open_store
-from tasks.training import Training, adam, is_finished, load_weights, train
+from tasks.training import Training, train
 from tests.tasks.rendered import make_clip_store, parse_params
 
 STAGES: dict[str, Callable[[Params, Paths, str], dict[str, Any]]] = {
@@ -79,7 +81,7 @@ def test_every_stage_leaves_weights_settings_and_a_loss_curve(trained: Paths):
         folder = trained.checkpoint(stage)
         assert is_finished(folder, f"fp-{stage}")
         assert json.loads((folder / "config.json").read_text())["size_px"] == 48
-        assert not (folder / "state.pt").exists()
+        assert not list(folder.glob("step_*"))
         curve = pd.read_csv(trained.metrics / f"{stage}_loss.csv")
         assert curve["step"].tolist() == list(range(1, 9 if stage == "geometry" else 5))
         assert np.isfinite(curve["total"]).all()
@@ -111,7 +113,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     monkeypatch.setattr(module, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         STAGES[stage](settings(), trained, f"fp-{stage}")
-    assert (trained.checkpoint(stage) / "state.pt").is_file()
+    assert list(trained.checkpoint(stage).glob("step_*"))
     assert not (trained.checkpoint(stage) / "model.safetensors").exists()
     STAGES[stage](settings(), trained, f"fp-{stage}")
     assert calls > 3
@@ -150,7 +152,7 @@ def test_the_fusion_without_the_head_is_trained_beside_the_other(trained: Paths,
     monkeypatch.setattr(fusion.FusionLoss, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fusion.run(with_steps(6), trained, "fp-fusion")
-    assert (second / "state.pt").is_file()
+    assert list(second.glob("step_*"))
     fusion.run(with_steps(6), trained, "fp-fusion")
     assert calls == 7
     assert (second / "model.safetensors").read_bytes() == first_bytes
@@ -249,6 +251,8 @@ def test_a_loss_that_is_no_number_is_named(tmp_path: Path):
     )
     runtime = Runtime(
         device="cpu",
+        devices=1,
+        sync_batch_norm=True,
         cuda_graphs=False,
         scheduler="local",
         stores="",

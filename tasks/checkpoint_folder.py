@@ -1,0 +1,70 @@
+"""What a finished training leaves: model.safetensors, config.json, loss.csv and stage.json, in one folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tasks.errors import StageError
+
+WEIGHTS, SETTINGS, CURVE, MARK = "model.safetensors", "config.json", "loss.csv", "stage.json"
+
+
+def mark(folder: Path, fingerprint: str, complete: bool) -> None:
+    """Write down which run the folder belongs to, and whether it has come to its end."""
+    (folder / MARK).write_text(json.dumps({"fingerprint": fingerprint, "complete": complete}) + "\n")
+
+
+def read_fingerprint(folder: Path) -> str | None:
+    """Fingerprint of the run that wrote a checkpoint folder; None if there is none."""
+    try:
+        return str(json.loads((folder / MARK).read_text())["fingerprint"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def is_finished(folder: Path, fingerprint: str) -> bool:
+    """Whether the stage has run to its end with this fingerprint."""
+    try:
+        stage = json.loads((folder / MARK).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(stage.get("complete")) and stage.get("fingerprint") == fingerprint and (folder / WEIGHTS).is_file()
+
+
+def save_weights(folder: Path, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Write the weights (whole or not at all) and the settings that explain them."""
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, partial)
+    partial.replace(folder / WEIGHTS)
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def load_weights(folder: Path, modules: Mapping[str, nn.Module]) -> None:
+    """Load a finished stage's weights into its networks.
+
+    Raises:
+        StageError: The file is missing or holds other networks.
+    """
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise StageError(f"{file} does not exist; `dvc repro {folder.name}` trains it (or `dvc pull` fetches it)")
+    weights = load_file(file)
+    for name, module in modules.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise StageError(f"{file} does not fit the networks of its config.json: {error}") from None
+
+
+def write_losses(folder: Path, target: Path) -> None:
+    """Copy the loss curve of a finished stage to where DVC plots it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / CURVE, target)

@@ -1,0 +1,171 @@
+"""Numbered checkpoints of a training that runs: whole or not there, the last two kept, a damaged one passed over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+KEPT = 2
+"""So many checkpoints stay: should the newest be damaged, there is one before it."""
+WEIGHTS, STATE, ABOUT = "model.safetensors", "state.pt", "about.json"
+
+
+@dataclass
+class TrainingState:
+    """Everything that the rest of a training depends on, besides its settings and its data.
+
+    Attributes:
+        step: Steps taken.
+        weights: Values of all networks, `network.key` -> tensor.
+        average: Their running average; empty: there is none.
+        optimiser: Its state_dict.
+        history: Rows of the loss curve.
+        window: Losses of the steps since the last row, `(n, losses)`.
+        random: States of torch's generators, of the CPU and of every GPU.
+    """
+
+    step: int
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimiser: dict[str, Any]
+    history: list[dict[str, float]]
+    window: Tensor
+    random: dict[str, Any] = field(default_factory=dict)
+
+
+def random_states() -> dict[str, Any]:
+    """States of torch's global generators."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": gpus}
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put them back; those of GPUs that are not here are left out."""
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, index)
+
+
+def git_revision() -> str | None:
+    """Commit of this code, with `-dirty` where files have changed since; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def save_checkpoint(folder: Path, state: TrainingState, fingerprint: str, revision: str | None) -> Path:
+    """Write `step_00012345` in `folder`, complete or not at all, and throw away all but the last `KEPT`.
+
+    Args:
+        folder: Checkpoint folder of the stage.
+        state: What to keep.
+        fingerprint: Of the run.
+        revision: From `git_revision`.
+
+    Returns:
+        The new checkpoint.
+    """
+    target = folder / f"step_{state.step:08d}"
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in state.weights.items()}
+    save_file(weights, partial / WEIGHTS)
+    rest = {name: value for name, value in vars(state).items() if name != "weights"}
+    torch.save(rest, partial / STATE)
+    about = {
+        "step": state.step,
+        "fingerprint": fingerprint,
+        "git_revision": revision,
+        "torch": torch.__version__,
+        "crc32": {name: _crc32(partial / name) for name in (WEIGHTS, STATE)},
+    }
+    (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+    if target.exists():  # a damaged one that this run passed over
+        shutil.rmtree(target)
+    partial.rename(target)
+    for old in numbered(folder)[KEPT:]:
+        shutil.rmtree(old)
+    return target
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    return sorted((path for path in folder.glob("step_*") if path.suffix != ".partial"), reverse=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Throw away what a killed run has left half written."""
+    for stray in folder.glob("*.partial"):
+        if stray.is_dir():
+            shutil.rmtree(stray)
+        else:
+            stray.unlink()
+
+
+def load_newest(folder: Path, fingerprint: str) -> TrainingState | None:
+    """The newest checkpoint that is whole; says on stderr which ones are not.
+
+    Args:
+        folder: Checkpoint folder of the stage.
+        fingerprint: Checkpoints of other runs are passed over.
+
+    Returns:
+        Its state, on the CPU; None if there is none.
+    """
+    found = numbered(folder)
+    for index, path in enumerate(found):
+        try:
+            return _read(path, fingerprint)
+        except Exception as error:  # a damaged file may fail in any way
+            rest = f"going on from {found[index + 1].name}" if index + 1 < len(found) else "starting from the beginning"
+            sys.stderr.write(f"{path} cannot be used ({error or type(error).__name__}); {rest}\n")
+    return None
+
+
+def _read(path: Path, fingerprint: str) -> TrainingState:
+    about = json.loads((path / ABOUT).read_text())
+    if about["fingerprint"] != fingerprint:
+        raise ValueError("it belongs to a run with other settings, code or inputs")
+    for name, expected in about["crc32"].items():
+        if _crc32(path / name) != expected:
+            raise ValueError(f"{name} is damaged: its checksum is another")
+    rest = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    return TrainingState(weights=load_file(path / WEIGHTS), **rest)
+
+
+def _crc32(file: Path) -> int:
+    value = 0
+    for part in _parts(file):
+        value = zlib.crc32(part, value)
+    return value
+
+
+def _parts(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while part := stream.read(1 << 22):
+            yield part

@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM held back until a training step is done, so that what is saved is never half a step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interruption:
+    """Context in which the first SIGINT or SIGTERM is only noted; a second one ends the run at once, without saving.
+
+    Outside the main thread, where Python delivers no signals, it does nothing; a signal that is ignored stays so.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in self.SIGNALS:
+                before = signal.getsignal(number)
+                if before not in (signal.SIG_IGN, None):
+                    self._before[number] = before
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            self._pass_on(number, frame)
+        self.number = number
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        before: Callable[[int, FrameType | None], Any] | Any = self._before[number]
+        if callable(before):
+            before(number, frame)
+        raise SystemExit(128 + number)
+
+    def leave(self) -> None:
+        """End the run as the noted signal would have.
+
+        Raises:
+            KeyboardInterrupt: Or what else the handler of before raises.
+            SystemExit: There was no handler.
+        """
+        self._pass_on(self.number, None)

@@ -1,0 +1,127 @@
+"""Takes training steps, recorded as CUDA graphs where that is possible."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tasks.ranks import Ranks
+
+if TYPE_CHECKING:
+    from tasks.training import Training
+
+Weights = dict[str, Tensor]
+
+
+def trained_values(job: Training) -> Weights:
+    """All floating-point values of the networks: weights and the statistics of batch norms."""
+    return {
+        f"{name}.{key}": value
+        for name, module in job.modules.items()
+        for key, value in module.state_dict().items()
+        if value.is_floating_point()
+    }
+
+
+class Stepper:
+    """Takes training steps; on a GPU it records one step of each phase as a CUDA graph and replays it.
+
+    A step here is a thousand and more small kernels, and starting them from Python takes several times as long as
+    running them. A recorded step is started at once.
+
+    Attributes:
+        names: Of the losses that `take` returns.
+        waited_s: Seconds in which the device had nothing to do because a step's data was drawn or copied.
+    """
+
+    WARM_STEPS = 3
+    """Steps taken one by one before the recording: they let cuDNN choose, Adam allocate and NCCL connect."""
+
+    def __init__(self, job: Training, record: bool, averaged: Weights, ranks: Ranks | None = None) -> None:
+        """Prepare.
+
+        Args:
+            job: What is trained.
+            record: Whether to record steps where that is possible.
+            averaged: The running average, changed in place; empty: there is none.
+            ranks: The processes that train together.
+        """
+        self.job, self.names, self.waited_s = job, [""], 0.0
+        self.ranks = ranks or Ranks.here()
+        self._average = [(averaged[name], value) for name, value in trained_values(job).items() if name in averaged]
+        self.record = record and job.device.type == "cuda"
+        self._phase, self._taken = "", 0
+        self._drawn: dict[str, Tensor] = {}
+        self._values = torch.empty(0)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._computed = torch.cuda.Event() if job.device.type == "cuda" else None
+
+    def take(self, step: int) -> Tensor:
+        """Take a step; returns its losses in the order of `names`."""
+        job = self.job
+        phase = job.losses.phase(step)
+        if phase != self._phase:
+            self._phase, self._taken, self._graph = phase, 0, None
+        for group, rate in zip(job.optimiser.param_groups, job.rates(step), strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._draw(step)
+        if self.record and self._taken == self.WARM_STEPS:
+            self._record()
+        if self._graph is None:
+            values = self._compute()
+        else:
+            self._graph.replay()
+            values = self._values.clone()
+        if self._computed is not None:
+            self._computed.record()
+        self._taken += 1
+        return values
+
+    def close(self) -> None:
+        """Let go of the recorded step, as must be before the processes part."""
+        self._graph = None
+
+    def _draw(self, step: int) -> None:
+        """This process's share of a step's batch, on the device."""
+        begin = time.perf_counter()
+        drawn = self.ranks.share(self.job.losses.draw(step), self.job.name)
+        if self._taken == 0:
+            self._drawn = {name: value.to(self.job.device) for name, value in drawn.items()}
+        elif self.job.device.type == "cpu":
+            self._drawn = drawn
+        else:
+            for name, value in drawn.items():
+                self._drawn[name].copy_(value.pin_memory(), non_blocking=True)
+        # The device waits only if it was done with the step before: usually the host is ahead of it.
+        if self._computed is None or self._computed.query():
+            self.waited_s += time.perf_counter() - begin
+
+    def _compute(self) -> Tensor:
+        self.job.optimiser.zero_grad(set_to_none=True)
+        losses = self.job.losses(self._phase, self._drawn)
+        losses["total"].backward()
+        if self.ranks.count > 1:
+            groups = self.job.optimiser.param_groups
+            self.ranks.average_(p.grad for group in groups for p in group["params"] if p.grad is not None)
+        self.job.optimiser.step()
+        if self._average:
+            kept, new = ([pair[i] for pair in self._average] for i in (0, 1))
+            torch._foreach_lerp_(kept, new, 1 - self.job.average)
+        self.names = list(losses)
+        return torch.stack([value.detach().float() for value in losses.values()])
+
+    def _record(self) -> None:
+        torch.cuda.synchronize()
+        self.job.optimiser.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        # NCCL has threads of its own, whose calls must not spoil the recording.
+        mode = "global" if self.ranks.count == 1 else "thread_local"
+        with torch.cuda.graph(graph, capture_error_mode=mode):
+            self._values = self._compute()
+        self._graph = graph

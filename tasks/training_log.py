@@ -1,0 +1,160 @@
+"""What a training shows while it runs: progress bar, loss.csv, DVCLive's files and sample sheets."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tasks.checkpoint_folder import CURVE
+from tasks.progress import progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tasks.training import Training
+
+CURVE_EVERY_S = 5.0
+"""How old loss.csv may be while a training runs."""
+LIVE, SAMPLES = "live", "samples"
+
+
+class TrainingLog:
+    """Context of a training; nothing is shown or written in any but the first process.
+
+    Everything it writes into the checkpoint folder follows from the training's history, so that an interrupted run
+    leaves the same files as an uninterrupted one.
+    """
+
+    def __init__(self, job: Training, folder: Path, step: int, first: bool) -> None:
+        """Prepare.
+
+        Args:
+            job: What is trained.
+            folder: Its checkpoint folder.
+            step: Steps that earlier runs have taken.
+            first: Whether this process writes.
+        """
+        self.job, self.folder, self.first = job, folder, first
+        self._bar = progress(job.name, job.steps, "step", initial=step, silent=not first)
+        self._live = _live(folder / LIVE) if first else None
+        self._begin = self._now = time.monotonic()
+        self._step = self._last = step
+        self._waited, self._written = 0.0, 0.0
+        for row in job.history if first else []:
+            self._add_live(row)
+        if first:
+            self._keep_sheets(step)
+
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        if self.first and self.job.history:
+            self._write_curve()
+        if self._live is not None and self.job.history:
+            self._live.make_summary()
+
+    def step(self, step: int) -> None:
+        """A step was taken."""
+        job = self.job
+        self._bar.update(step - self._step)
+        self._step = step
+        if not self.first or job.sheet is None or not job.sheet_every:
+            return
+        if step % job.sheet_every == 0 or step == job.steps:
+            with resting(job.modules.values()):
+                self._write_sheet(step, job.sheet(step))
+
+    def row(self, waited_s: float) -> None:
+        """A row was added to the history.
+
+        Args:
+            waited_s: Seconds in which the device has waited for data since the start of this run.
+        """
+        if not self.first:
+            return
+        now, row = time.monotonic(), self.job.history[-1]
+        rate = (row["step"] - self._last) * self.job.samples / max(now - self._now, 1e-9)
+        share = (waited_s - self._waited) / max(now - self._now, 1e-9)
+        self._last, self._now, self._waited = int(row["step"]), now, waited_s
+        memory = f", {torch.cuda.memory_reserved() / 2**30:.1f} GiB" if self.job.device.type == "cuda" else ""
+        text = f"loss {row['total']:.4f}, {rate:,.0f} samples/s, {100 * share:.1f}% waiting for data{memory}"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._add_live(row)
+        if now - self._written > CURVE_EVERY_S:
+            self._write_curve()
+            self._written = now
+            if self._live is not None:
+                self._live.make_summary()
+
+    def _write_curve(self) -> None:
+        import pandas as pd
+
+        partial = self.folder / f"{CURVE}.partial"
+        pd.DataFrame(self.job.history).to_csv(partial, index=False)
+        partial.replace(self.folder / CURVE)
+
+    def _add_live(self, row: dict[str, float]) -> None:
+        if self._live is not None:
+            self._live.step = int(row["step"])
+            for name, value in row.items():
+                if name != "step":
+                    self._live.log_metric(name, value)
+
+    def _write_sheet(self, step: int, picture: np.ndarray) -> None:
+        from PIL import Image
+
+        target = self.folder / SAMPLES / f"step_{step:08d}.png"
+        target.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(target)
+        if self._live is not None:
+            self._live.log_image("samples.png", target)
+
+    def _keep_sheets(self, step: int) -> None:
+        """Throw away the sheets of steps that will be taken again."""
+        for path in sorted((self.folder / SAMPLES).glob("step_*.png")):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+            elif self._live is not None:
+                self._live.log_image("samples.png", path)
+
+
+@contextlib.contextmanager
+def resting(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Networks in eval mode, without gradients, for a look at them; afterwards they are as they were."""
+    training = [(part, part.training) for module in modules for part in module.modules()]
+    for part, _ in training:
+        part.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, was in training:
+            part.training = was
+
+
+def _live(folder: Path) -> Any | None:
+    """DVCLive on a folder, which `dvc metrics` and `dvc plots` read; None where it is not installed.
+
+    It only writes files: no experiment, no commit, no dvc.yaml of its own. Outside a DVC project there is nobody to
+    read them, and DVCLive would make a project of the Git checkout around it.
+    """
+    here = Path.cwd()
+    roots = [place for place in (here, *here.parents) if (place / ".dvc").is_dir()]
+    if not roots or not folder.resolve().is_relative_to(roots[0]):
+        return None
+    try:
+        from dvclive import Live
+    except ImportError:
+        return None
+    return Live(str(folder), save_dvc_exp=False, dvcyaml=None)
