@@ -205,7 +205,7 @@ class FusionNetwork(nn.Module):
 
         # The image itself: what the two warps give, by Eq. 7 without e_dec, and the decoder's correction of it.
         _, a_reference, a_dec = attend(reference).split(1, dim=1)
-        rest = (1 - a_dec).clamp(min=1e-2)
+        rest = (1 - a_dec).clamp(min=0.1)  # less would blow its gradient up
         known = a_reference * sample(reference, maps.pixels_reference, "border")
         if self.with_head:  # the layer is colour times opacity, which must count once
             a_raw = F.interpolate(maps.attention[:, :1], reference.shape[-2:], mode="bilinear", align_corners=True)

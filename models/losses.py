@@ -122,5 +122,6 @@ def equivariance(regions: Regions, moved: Regions, transform: RandomTransform) -
     shift = (regions.centre - transform(moved.centre)).abs().mean()
     pushed = transform.jacobian(moved.centre) @ moved.frame
     covariance, target = pushed @ pushed.transpose(-1, -2), regions.frame @ regions.frame.transpose(-1, -2)
-    size = target.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=1e-4)
+    # Relative to both: relative to one, a region that is a point in one image and large in the other costs thousands.
+    size = (covariance + target).detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=1e-4) / 2
     return shift + ((covariance - target) / size).abs().mean()
