@@ -77,14 +77,15 @@ class Hourglass(nn.Module):
 
 
 @full_precision
-def scores(head: nn.Module, features: Tensor) -> Tensor:
+def scores(head: nn.Conv2d, features: Tensor) -> Tensor:
     """Logits in float32: with bfloat16's 8 bits, those of a softmax that says where something is would be off by 4%.
 
     Args:
-        head: The convolution that gives them.
+        head: The convolution that gives them; its weights may be shorter.
         features: `(B, C, h, w)`.
     """
-    return head(features.float())
+    bias = head.bias.float() if head.bias is not None else None
+    return F.conv2d(features.float(), head.weight.float(), bias, padding="same")
 
 
 class RegionPredictor(nn.Module):
@@ -233,7 +234,7 @@ class FlowPredictor(nn.Module):
         x = self.body(torch.cat([features_head, features_reference], dim=1))
         height, width = x.shape[-2:]
 
-        def blend(mask: nn.Module, grids: Tensor) -> Tensor:
+        def blend(mask: nn.Conv2d, grids: Tensor) -> Tensor:
             share = scores(mask, x).softmax(1)
             across, down = (share[..., None] * grids).sum(1).unbind(-1)
             return torch.stack([(across + 1) * ((width - 1) / 2), (down + 1) * ((height - 1) / 2)], dim=-1)
