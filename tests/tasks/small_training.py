@@ -1,0 +1,69 @@
+"""A training that takes no time: a small network learns a line; and what may befall it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.config import Runtime
+from tasks.optimiser import adam
+from tasks.training import Training, train
+
+
+class LineLoss:
+    """Distance to y = 3 x - 1 on noisy points; `at[step]` is done when that step is computed."""
+
+    def __init__(self, network: torch.nn.Module, at: dict[int, Any] | None = None) -> None:
+        self.network, self.at, self.computed = network, at or {}, 0
+        self._step = 0
+
+    def phase(self, step: int) -> str:
+        return "start" if step < 5 else "rest"
+
+    def draw(self, step: int) -> dict[str, torch.Tensor]:
+        self._step = step
+        generator = torch.Generator().manual_seed(step)
+        return {"x": torch.randn(8, 1, generator=generator), "noise": torch.randn(8, 1, generator=generator)}
+
+    def __call__(self, phase: str, drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.computed += 1
+        if self._step in self.at:
+            self.at[self._step]()
+        target = 3 * drawn["x"] - 1 + 0.1 * drawn["noise"]
+        error = (self.network(drawn["x"]) - target).square().mean()
+        return {"error": error, "total": error} if phase == "start" else {"late": error, "total": error}
+
+
+def small_job(steps: int = 20, log_every: int = 7, **more: Any) -> Training:
+    """Dropout draws from torch's own generator: its state, too, must come back."""
+    torch.manual_seed(0)
+    at = more.pop("at", None)
+    network = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Dropout(0.2), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    optimiser = adam([{"params": list(network.parameters())}], 1e-2)
+    loss = LineLoss(network, at)
+    rates = [1e-2]
+    return Training("small", {"net": network}, optimiser, steps, loss, lambda _: rates, {}, log_every, 0.9, 8, **more)
+
+
+def small_runtime(checkpoint_every_s: float = 1e-9, **more: Any) -> Runtime:
+    """On the CPU; a checkpoint after every step."""
+    values: dict[str, Any] = {
+        "device": "cpu", "devices": 1, "sync_batch_norm": True, "cuda_graphs": False, "scheduler": "local",
+        "stores": "", "workers": 1, "video_deadline_s": 1.0, "checkpoint_every_s": checkpoint_every_s,
+    }  # fmt: skip
+    return Runtime(**{**values, **more})
+
+
+def result(folder: Path) -> dict[str, bytes]:
+    """Every file of a checkpoint folder with its content."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+if __name__ == "__main__":  # python -m tests.tasks.small_training FOLDER STEP SIGNAL: a signal in the middle of a step
+    where, when, which = Path(sys.argv[1]), int(sys.argv[2]), signal.Signals[sys.argv[3]]
+    train(small_job(at={when: lambda: os.kill(os.getpid(), which)}), where, "fp", small_runtime())

@@ -1,0 +1,167 @@
+"""Checkpoints while a training runs: what is left when it is stopped, killed or damaged, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import pytest
+import torch
+
+from models.config import ConfigError, Runtime, build
+from tasks.checkpoints import git_revision, load_newest, numbered
+from tasks.errors import StageError
+from tasks.training import train
+from tests.tasks.small_training import result, small_job, small_runtime
+
+ROOT = Path(__file__).parents[2]
+
+
+class Stopped(KeyboardInterrupt):
+    """As the stage runner raises it."""
+
+
+@pytest.fixture
+def stopping() -> object:
+    """SIGTERM stops as it does in the stage runner."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, bytes]:
+    """What an uninterrupted run leaves."""
+    train(small_job(), tmp_path / "whole", "fp", small_runtime(120.0))
+    files = result(tmp_path / "whole")
+    assert sorted(files) == ["config.json", "loss.csv", "model.safetensors", "stage.json"]
+    return files
+
+
+def stop_at(step: int, number: int = signal.SIGTERM) -> dict[int, Callable[[], None]]:
+    return {step: lambda: signal.raise_signal(number)}
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [int(path.name[5:]) for path in numbered(folder)]
+
+
+@pytest.mark.parametrize("step", [2, 4, 13, 19])
+def test_sigterm_ends_the_step_and_saves_it(step: int, stopping: object, whole: dict[str, bytes], tmp_path: Path):
+    """In the middle of a log window, at the end of a phase, at the end of a window, at the last step."""
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(small_job(at=stop_at(step)), folder, "fp", small_runtime(120.0))
+    assert steps_of(folder) == [step + 1]
+    job = small_job()
+    torch.manual_seed(99)
+    train(job, folder, "fp", small_runtime(120.0))
+    assert job.losses.computed == 20 - (step + 1)  # type: ignore[attr-defined]
+    assert result(folder) == whole
+
+
+def test_ctrl_c_saves_too(whole: dict[str, bytes], tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        train(small_job(at=stop_at(9, signal.SIGINT)), tmp_path / "run", "fp", small_runtime(120.0))
+    assert steps_of(tmp_path / "run") == [10]
+    train(small_job(), tmp_path / "run", "fp", small_runtime())
+    assert result(tmp_path / "run") == whole
+
+
+def test_a_second_signal_does_not_wait(stopping: object, tmp_path: Path):
+    def twice() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        train(small_job(at={3: twice}), tmp_path, "fp", small_runtime(120.0))
+    assert steps_of(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_killed_run_ends_with_the_same_bytes(whole: dict[str, bytes], tmp_path: Path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "tests.tasks.small_training", str(folder), "13", "SIGKILL"]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert steps_of(folder) == [13, 12]  # the last two, both whole
+    assert not (folder / "model.safetensors").exists()
+    (folder / "step_00000014.partial").mkdir()  # as if it had died while it wrote
+    train(small_job(), folder, "fp", small_runtime(120.0))
+    assert result(folder) == whole
+
+
+def test_a_truncated_newest_one_is_passed_over(
+    stopping: object, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(Stopped):
+        train(small_job(at=stop_at(12)), tmp_path / "run", "fp", small_runtime())
+    newest, before = numbered(tmp_path / "run")
+    for name in ("state.pt", "model.safetensors"):
+        file = newest / name
+        file.write_bytes(file.read_bytes()[: -file.stat().st_size // 2])
+        assert load_newest(tmp_path / "run", "fp").step == 12  # type: ignore[union-attr]
+        said = capsys.readouterr().err
+        assert f"{newest} cannot be used" in said
+        assert f"going on from {before.name}" in said
+    train(small_job(), tmp_path / "run", "fp", small_runtime(120.0))
+    assert result(tmp_path / "run") == whole
+
+
+def test_when_both_are_damaged_it_starts_anew_and_says_so(
+    stopping: object, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(Stopped):
+        train(small_job(at=stop_at(12)), tmp_path / "run", "fp", small_runtime())
+    for path in numbered(tmp_path / "run"):
+        (path / "about.json").unlink()
+    train(small_job(), tmp_path / "run", "fp", small_runtime(120.0))
+    assert "starting from the beginning" in capsys.readouterr().err
+    assert result(tmp_path / "run") == whole
+
+
+def test_other_settings_throw_it_away(stopping: object, tmp_path: Path):
+    with pytest.raises(Stopped):
+        train(small_job(at=stop_at(12)), tmp_path, "fp", small_runtime())
+    assert load_newest(tmp_path, "another") is None
+    job = small_job()
+    train(job, tmp_path, "another", small_runtime(120.0))
+    assert job.losses.computed == 20  # type: ignore[attr-defined]
+
+
+def test_a_checkpoint_says_where_it_comes_from(stopping: object, tmp_path: Path):
+    with pytest.raises(Stopped):
+        train(small_job(at=stop_at(6)), tmp_path, "fp", small_runtime(120.0))
+    about = json.loads((numbered(tmp_path)[0] / "about.json").read_text())
+    assert about["fingerprint"] == "fp"
+    assert about["git_revision"] == git_revision()
+    assert set(about["crc32"]) == {"model.safetensors", "state.pt"}
+
+
+def test_broken_weights_are_not_saved(tmp_path: Path):
+    job = small_job()
+    network = job.modules["net"]
+
+    def spoil() -> None:
+        with torch.no_grad():
+            network[1].register_full_backward_hook(lambda *_: (torch.full((8, 8), math.nan),))  # type: ignore[index]
+
+    job.losses.at = {8: spoil}  # type: ignore[attr-defined]
+    with pytest.raises(StageError, match=r"weights net\.0\.weight, .* no longer a number at step 9"):
+        train(job, tmp_path, "fp", small_runtime())
+    assert steps_of(tmp_path) == [8, 7]
+
+
+def test_a_run_never_loses_more_than_two_minutes():
+    with pytest.raises(ConfigError, match=r"'checkpoint_every_s' = 121"):
+        build(Runtime, small_runtime().model_dump() | {"checkpoint_every_s": 121.0})
