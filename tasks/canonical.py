@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ from tasks.device import choose_device
 from tasks.optimiser import adam
 from tasks.paths import Paths
 from tasks.training import Training, train
+from tasks.training_look import look_at_canonical
 
 
 def build_networks(config: Canonical, device: torch.device) -> dict[str, torch.nn.Module]:
@@ -156,16 +158,20 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     summary: dict[str, Any] = {"device": str(device), **left_out(paths, params.quality)}
     if not is_finished(folder, fingerprint):
         clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
+        losses = CanonicalLoss(config, network, depth, clips)
         job = Training(
             "canonical",
             networks,
             adam([{"params": list(network.parameters())}], config.lr, config.train.clip_norm),
             config.train.steps,
-            CanonicalLoss(config, network, depth, clips),
+            losses,
             lambda step: [config.lr * (0.1 if step >= config.train.lr_drop_step else 1.0)],
             {"canonical": config.model_dump(), "size_px": clips.size_px},
             config.train.log_every_steps,
             config.train.average,
+            config.train.batch_videos,
+            partial(look_at_canonical, losses),
+            config.train.sheet_every_steps,
         )
         summary.update(train(job, folder, fingerprint, params.runtime))
     write_losses(folder, paths.metrics / "canonical_loss.csv")

@@ -32,6 +32,7 @@ class TrainingState:
         average: Their running average; empty: there is none.
         optimiser: Its state_dict.
         history: Rows of the loss curve.
+        looks: Figures of the looks at the networks.
         window: Losses of the steps since the last row, `(n, losses)`.
         random: States of torch's generators, of the CPU and of every GPU.
     """
@@ -41,6 +42,7 @@ class TrainingState:
     average: dict[str, Tensor]
     optimiser: dict[str, Any]
     history: list[dict[str, float]]
+    looks: list[dict[str, float]]
     window: Tensor
     random: dict[str, Any] = field(default_factory=dict)
 

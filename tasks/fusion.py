@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from tasks.optimiser import adam
 from tasks.parser_network import EMBEDDED_FILE
 from tasks.paths import WITHOUT_HEAD, Paths
 from tasks.training import Training, train
+from tasks.training_look import look_at_fusion
 
 
 def build_networks(config: Fusion, device: torch.device, with_head: bool = True) -> dict[str, torch.nn.Module]:
@@ -124,12 +126,13 @@ def _train(params: Params, paths: Paths, device: torch.device, fingerprint: str,
     depth = load_depth_network(params, paths, device)
     clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
     drop = config.train.lr_drop_step * steps / config.train.steps  # at the same share of a longer or shorter training
+    losses = FusionLoss(config, {**networks, **canonical}, depth, clips)
     job = Training(
         "fusion" if with_head else "fusion without head",
         networks,
         adam([{"params": list(networks["fusion"].parameters())}], config.lr, config.train.clip_norm),
         steps,
-        FusionLoss(config, {**networks, **canonical}, depth, clips),
+        losses,
         lambda step: [config.lr * (0.1 if step >= drop else 1.0)],
         {
             "fusion": config.model_dump(),
@@ -139,6 +142,9 @@ def _train(params: Params, paths: Paths, device: torch.device, fingerprint: str,
         },
         config.train.log_every_steps,
         config.train.average,
+        config.train.batch_videos,
+        partial(look_at_fusion, losses),
+        config.train.sheet_every_steps,
     )
     return train(job, folder, fingerprint, params.runtime)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tasks.progress import progress
 from tasks.rendered_heads import RenderedHeads, render_heads
 from tasks.stores import array, finish_store, geometry_arrays, open_or_create, open_store, read_fingerprint, write_rows
 from tasks.training import Training, train
+from tasks.training_look import look_at_geometry
 
 FIRST_PERSON, FRAMES = 5000, 40
 """The rendered people start here, far from those of the demo and of the benchmark; so many poses of each are drawn."""
@@ -81,16 +83,20 @@ def geometry_job(
         settings: What is stored beside the weights.
     """
     groups = [{"params": list(networks[name].parameters())} for name in ("depth", "pose")]
+    losses = GeometryLoss(config, networks, clips, render_start(config, clips.size_px, workers))
     return Training(
         name="geometry",
         modules=networks,
         optimiser=adam(groups, config.lr_bootstrap, config.train.clip_norm),
         steps=config.bootstrap_steps + config.train.steps,
-        losses=GeometryLoss(config, networks, clips, render_start(config, clips.size_px, workers)),
+        losses=losses,
         rates=lambda step: learning_rates(config, step),
         settings=settings,
         log_every=config.train.log_every_steps,
         average=config.train.average,
+        samples=config.train.batch_videos,
+        look=partial(look_at_geometry, losses),
+        sheet_every=config.train.sheet_every_steps,
     )
 
 

@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +30,9 @@ from tasks.interruption import Interruption
 from tasks.ranks import Ranks
 from tasks.stepper import Stepper, Weights, trained_values
 from tasks.training_log import TrainingLog
+
+if TYPE_CHECKING:
+    from tasks.training_look import Look
 
 
 class StepLoss(Protocol):
@@ -70,8 +72,10 @@ class Training:
         log_every: Steps that a row of the loss curve averages.
         average: Share of the running average of all weights that stays in a step; 0: the last weights are kept.
         samples: Samples of a step, on all devices together; the progress bar counts in them.
-        sheet: Step number -> a picture of what the networks do now, `(H, W, 3)` uint8; called in eval mode.
-        sheet_every: Steps between two such pictures; 0: none.
+        look: What the networks make of a few samples now; called in eval mode. None: nobody looks.
+        sheet_every: Steps between two sample sheets, which come of `look`; 0: none.
+        history: Rows of the loss curve so far.
+        looks: Figures of `look` so far.
     """
 
     name: str
@@ -84,9 +88,10 @@ class Training:
     log_every: int
     average: float = 0.0
     samples: int = 1
-    sheet: Callable[[int], np.ndarray] | None = None
+    look: Callable[[], Look] | None = None
     sheet_every: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    looks: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +99,7 @@ class Training:
         return next(next(iter(self.modules.values())).parameters()).device
 
 
-def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> dict[str, float]:
+def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> dict[str, Any]:
     """Run a training stage to its end, from its last checkpoint if there is one.
 
     Args:
@@ -104,7 +109,8 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
         runtime: How often to write a checkpoint, and whether to record steps.
 
     Returns:
-        First and last logged total loss, and the seconds spent in this run.
+        First and last logged total loss, the seconds spent in this run, and the figures of the last look at the
+        networks, with `collapsed`, the names of those that show a collapse, if there are any.
 
     Raises:
         StageError: The loss or a weight is no longer a number.
@@ -135,6 +141,7 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
         "loss_first": job.history[0]["total"],
         "loss_last": job.history[-1]["total"],
         "train_seconds": round(time.monotonic() - begin, 1),
+        **log.last_look(),
     }
 
 
@@ -178,7 +185,7 @@ class _Run:
             group["lr"] = rate  # a rate kept in a tensor must stay on its device
         for name, value in self.averaged.items():
             value.copy_(state.average[name])
-        job.history[:] = state.history
+        job.history[:], job.looks[:] = state.history, state.looks
         self.window = list(state.window.to(job.device))
         self.step = state.step
         set_random_states(state.random)
@@ -229,6 +236,7 @@ class _Run:
             average=self.averaged,
             optimiser=job.optimiser.state_dict(),
             history=job.history,
+            looks=job.looks,
             window=torch.stack(self.window).cpu() if self.window else torch.empty(0, 0),
             random=random_states(),
         )

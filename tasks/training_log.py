@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from tasks.checkpoint_folder import CURVE
+from tasks.collapse import FROM_SHARE, LOOKS, dangers
 from tasks.progress import progress
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ class TrainingLog:
         self._begin = self._now = time.monotonic()
         self._step = self._last = step
         self._waited, self._written = 0.0, 0.0
-        for row in job.history if first else []:
+        self._warned: set[str] = set()
+        for row in [*job.history, *job.looks] if first else []:
             self._add_live(row)
         if first:
             self._keep_sheets(step)
@@ -69,11 +72,17 @@ class TrainingLog:
         job = self.job
         self._bar.update(step - self._step)
         self._step = step
-        if not self.first or job.sheet is None or not job.sheet_every:
+        if not self.first or job.look is None:
             return
-        if step % job.sheet_every == 0 or step == job.steps:
+        measure = step * LOOKS // job.steps > (step - 1) * LOOKS // job.steps
+        draw = job.sheet_every > 0 and (step % job.sheet_every == 0 or step == job.steps)
+        if measure or draw:
             with resting(job.modules.values()):
-                self._write_sheet(step, job.sheet(step))
+                look = job.look()
+                if measure:
+                    self._note(step, look.figures)
+                if draw:
+                    self._write_sheet(step, look.sheet())
 
     def row(self, waited_s: float) -> None:
         """A row was added to the history.
@@ -96,6 +105,24 @@ class TrainingLog:
             self._written = now
             if self._live is not None:
                 self._live.make_summary()
+
+    def last_look(self) -> dict[str, Any]:
+        """Figures of the last look, and which of them show a collapse."""
+        if not self.job.looks:
+            return {}
+        figures = {name: value for name, value in self.job.looks[-1].items() if name != "step"}
+        collapsed = ", ".join(danger.figure for danger in dangers(figures))
+        return {**figures, "collapsed": collapsed} if collapsed else figures
+
+    def _note(self, step: int, figures: dict[str, float]) -> None:
+        """Keep a look's figures and warn of what has newly collapsed."""
+        self.job.looks.append({"step": float(step), **figures})
+        self._add_live(self.job.looks[-1])
+        found = dangers(figures) if step >= FROM_SHARE * self.job.steps else []
+        for danger in found:
+            if danger.figure not in self._warned:
+                self._bar.write(f"Warning: {self.job.name}, step {step}: {danger.text}", file=sys.stderr)
+        self._warned = {danger.figure for danger in found}
 
     def _write_curve(self) -> None:
         import pandas as pd
