@@ -19,6 +19,7 @@ from flows.commands_check import check_geometry
 from flows.commands_head import attention, canonical, view
 from flows.commands_parse import parse
 from flows.commands_setup import doctor, preset
+from flows.commands_study import study
 from flows.commands_train import parser as bench_parser
 from flows.commands_train import train_parser
 from flows.commands_use import animate, inspect, metrics
@@ -104,6 +105,7 @@ app.command()(parse)
 app.command()(train_parser)
 bench.command("parser")(bench_parser)
 app.add_typer(bench, name="bench")
+app.add_typer(study, name="study")
 
 if __name__ == "__main__":
     app()

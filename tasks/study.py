@@ -1,241 +1,214 @@
-"""Pairing sheets of the user study (Sec. 4.1): head3d against every other method in cross-identity, blinded."""
+"""The stage `study`: everything the raters of the paired user study get (Sec. 4.1), blinded, and the key to it.
+
+Head3D is compared with every other method of the cross-identity set that `tasks.methods` calls `in_study`, videos made
+elsewhere included.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import random
 import shutil
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import av
+import numpy as np
 
 from models.config import Params, Study
+from tasks.clip_table import read_table
 from tasks.errors import StageError
-from tasks.generated import read_pairs
+from tasks.generated import missing_videos, read_pairs
 from tasks.methods import METHODS, OURS
 from tasks.paths import Paths
+from tasks.stores import array, open_store
+from tasks.study_files import equalise, remux, write_zip
+from tasks.study_page import rating_page
+from tasks.study_plan import KEY_COLUMNS, PAIR_COLUMNS, SETTING, SHEET_COLUMNS, Comparison, plan, sheet
+from tasks.video_write import write_video
 
-PAIR_COLUMNS = ("pair", "dataset", "setting", "video_a", "video_b")
-ANSWER_COLUMNS = ("choice", "realism", "motion", "identity", "seconds", "comment")
-KEY_COLUMNS = (*PAIR_COLUMNS, "method_a", "method_b", "source_pair", "repeat_of")
+RETURNED = "returned"
+"""Folder of the answers; it and `TALLY` outlive a study that is made anew, if its videos are the same."""
+TALLY = "tally"
+KEPT = (RETURNED, TALLY)
+LETTER = """Thank you for comparing videos.
 
+Unpack this folder and open {rater}.html in a browser; nothing is sent anywhere. Your answers stay in that browser until
+you press "Export answers". Send the file {rater}.csv that you get to whoever gave you this folder.
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two blinded videos that are shown side by side; `repeat_of` names the first showing of the same two."""
-
-    pair: str
-    dataset: str
-    video_a: str
-    video_b: str
-    method_a: str
-    method_b: str
-    source_pair: str
-    repeat_of: str = ""
-
-    def flipped(self) -> Comparison:
-        """The same two videos with their sides exchanged."""
-        return replace(self, video_a=self.video_b, video_b=self.video_a, method_a=self.method_b, method_b=self.method_a)
-
-    def shown(self) -> dict[str, str]:
-        """What a rater may see."""
-        return {"pair": self.pair, "dataset": self.dataset, "setting": "cross", "video_a": self.video_a,
-                "video_b": self.video_b}  # fmt: skip
+Without a browser: fill in {rater}.csv (choice: a or b; the same for realism, motion and identity if you like) with a
+spreadsheet program and save it as CSV. The videos are in the folder videos.
+"""
 
 
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
-    """Write the study's folder: `pairs.csv`, `key.csv`, a sheet per rater, and the blinded videos.
+    """Write the study's folder: `pairs.csv`, `key.csv`; a sheet, a page and a zip per rater; and the blinded videos.
 
     Where there is nothing to compare the sheets are empty and the summary's `note` says why: the report still comes.
+    The new folder takes the old one's place when it is complete.
 
     Args:
         params: All settings; `study` and `generate.methods` are used.
         paths: Where the data lies.
-        fingerprint: Written last into `stage.json`: a finished study of the same inputs is left as it is.
+        fingerprint: Written into `stage.json`: a finished study of the same inputs is left as it is.
 
     Returns:
         Counts: comparisons, repeats, raters, videos, and what is missing to `pairs_per_method`.
 
     Raises:
-        StageError: The folder holds answers, or a generated video is missing.
+        StageError: There are answers about other videos, or a generated video is missing.
     """
-    stamp = paths.study / "stage.json"
-    if stamp.is_file():
-        stored = json.loads(stamp.read_text(encoding="utf-8"))
-        if stored["fingerprint"] == fingerprint:
-            return dict(stored["summary"])
-    _refuse_to_lose_answers(paths.study)
+    stored = _stored(paths.study)
+    if stored.get("fingerprint") == fingerprint:
+        return dict(stored["summary"])
     rivals = [method for method in params.generate.methods if METHODS[method].in_study]
     rng = random.Random(params.study.seed)
-    candidates = _candidates(paths)
+    candidates = _candidates(paths, rivals)
     note = ""
-    if not candidates:
+    if not any(candidates.values()):
         note = "no cross-identity pair was generated: it takes two people and generate.cross_pairs above 0"
-    elif OURS not in params.generate.methods or not rivals:
+    if OURS not in params.generate.methods or not rivals:
         known = ", ".join(method for method, row in METHODS.items() if row.in_study)
-        note = f"the study compares {OURS} with at least one of {known}: add one to generate.methods"
-    comparisons = [] if note else plan(candidates, rivals, params.study, rng)
-    shutil.rmtree(paths.study, ignore_errors=True)
-    paths.study.mkdir(parents=True)
-    videos = _copy_videos(comparisons, paths)
-    _write_tables(comparisons, params.study, paths.study, rng)
-    originals = [item for item in comparisons if not item.repeat_of]
-    fewest = min(_count_by(originals).values(), default=0)
+        note = (
+            f"the study compares {OURS} with at least one of {known}, or with a folder of generate.external: add one "
+            "to generate.methods"
+        )
+    comparisons = [] if note else plan(candidates, params.study, rng)
+    partial = paths.study.with_name(paths.study.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "videos").mkdir(parents=True)
+    digest = _write_videos(comparisons, paths, partial / "videos")
+    video_bytes = equalise(partial / "videos", params.study.seed)
+    content = _write_tables(comparisons, params.study, partial, digest)
+    originals = Counter((item.dataset, item.rival) for item in comparisons if not item.repeat_of)
     summary = {
-        "comparisons": len(originals),
-        "repeats": len(comparisons) - len(originals),
+        "comparisons": originals.total(),
+        "repeats": len(comparisons) - originals.total(),
         "raters": params.study.raters,
         "methods_compared": len(rivals),
-        "videos": videos,
-        "pairs_missing_per_method": max(0, params.study.pairs_per_method - fewest),
+        "videos": 2 * len(comparisons),
+        "bytes_of_each_video": video_bytes,
+        "pairs_missing_per_method": max(0, params.study.pairs_per_method - min(originals.values(), default=0)),
+        **{f"pairs_{dataset}_{rival}": count for (dataset, rival), count in sorted(originals.items())},
         **({"note": note} if note else {}),
     }
-    stamp.write_text(json.dumps({"fingerprint": fingerprint, "summary": summary}, indent=1) + "\n", encoding="utf-8")
+    if _answered(paths.study):
+        if stored.get("content") != content:
+            shutil.rmtree(partial)
+            raise StageError(
+                f"{_answered(paths.study)} has answers, and the study would be made anew with other videos; move the "
+                "answers elsewhere first, with key.csv, which they need"
+            )
+        _keep_answers(paths.study, partial)
+    stamp = {"fingerprint": fingerprint, "content": content, "summary": summary}
+    (partial / "stage.json").write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(paths.study, ignore_errors=True)
+    partial.rename(paths.study)
     return summary
 
 
-def plan(candidates: dict[str, list[str]], rivals: list[Any], study: Study, rng: random.Random) -> list[Comparison]:
-    """Draw the comparisons: up to `pairs_per_method` of every dataset and rival, then the repeats.
-
-    Every showing has file names of its own: the same head3d video seen against two rivals does not give itself away.
-
-    Args:
-        candidates: Dataset -> pairs of the cross-identity set.
-        rivals: Methods that head3d is compared with.
-        study: How many pairs and repeats.
-        rng: Seeded source of chance.
-
-    Returns:
-        The comparisons, shuffled, in half of each group head3d as `video_a`; the repeats come last, sides exchanged.
-    """
-    drawn = []
-    for dataset in sorted(candidates):
-        for rival in rivals:
-            sources = sorted(rng.sample(candidates[dataset], min(study.pairs_per_method, len(candidates[dataset]))))
-            first = rng.random() < 0.5  # who gets the odd one
-            sides = [(index % 2 == 0) == first for index in range(len(sources))]
-            rng.shuffle(sides)
-            drawn += [(dataset, rival, source, side) for source, side in zip(sources, sides, strict=True)]
-    rng.shuffle(drawn)
-    used: set[str] = set()
-    comparisons = []
-    for number, (dataset, rival, source, ours_first) in enumerate(drawn):
-        item = Comparison(f"p{number + 1:04d}", dataset, _token(rng, used), _token(rng, used), OURS, rival, source)
-        comparisons.append(item if ours_first else item.flipped())
-    for original in rng.sample(comparisons, min(study.repeats, len(comparisons))):
-        again = replace(original.flipped(), pair=f"p{len(comparisons) + 1:04d}", repeat_of=original.pair)
-        comparisons.append(replace(again, video_a=_token(rng, used), video_b=_token(rng, used)))
-    return comparisons
+def _stored(folder: Path) -> dict[str, Any]:
+    stamp = folder / "stage.json"
+    return json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
 
 
-def sheet(comparisons: list[Comparison], rater: int, seed: int) -> list[Comparison]:
-    """What one rater sees, in their own order.
-
-    Neighbouring raters see each pair from opposite sides, so that the sides are balanced in each sheet and over raters;
-    a repeat never follows its first showing at once where that can be avoided.
-
-    Args:
-        comparisons: All of the study.
-        rater: Number of the rater, from 1.
-        seed: Of the study.
-
-    Returns:
-        The comparisons, shuffled, with exchanged sides for raters of an even number.
-    """
-    rng = random.Random(f"{seed}/{rater}")
-    rows = [item.flipped() if rater % 2 == 0 else item for item in comparisons]
-    for _ in range(100):
-        rng.shuffle(rows)
-        names = [{item.pair, item.repeat_of} - {""} for item in rows]
-        if not any(one & other for one, other in pairwise(names)):
-            break
-    return rows
-
-
-def _token(rng: random.Random, used: set[str]) -> str:
-    """A new blinded file name."""
-    while True:
-        token = f"{rng.getrandbits(40):010x}.mp4"
-        if token not in used:
-            used.add(token)
-            return token
-
-
-def _refuse_to_lose_answers(folder: Path) -> None:
+def _answered(folder: Path) -> Path | None:
+    """A file with answers that a new study would throw away."""
     for path in sorted(folder.glob("rater_*.csv")):
         try:
             with path.open(encoding="utf-8-sig", newline="") as stream:
-                answered = any((row.get("choice") or "").strip() for row in csv.DictReader(stream))
-        except (UnicodeDecodeError, csv.Error):
-            answered = True  # a spreadsheet program has saved it
-        if answered:
-            raise StageError(
-                f"{path} has answers and the study would be made anew; move the answered sheets elsewhere first"
-            )
+                if any((row.get("choice") or "").strip() for row in csv.DictReader(stream)):
+                    return path
+        except (UnicodeDecodeError, csv.Error):  # a spreadsheet program has saved it
+            return path
+    return next((path for path in sorted(folder.glob(f"{RETURNED}/[!.]*")) if path.is_file()), None)
 
 
-def _candidates(paths: Paths) -> dict[str, list[str]]:
-    """Dataset -> names of the finished cross-identity pairs."""
+def _keep_answers(old: Path, new: Path) -> None:
+    """Copy what the raters gave, and what was made of it."""
+    for name in KEPT:
+        if (old / name).is_dir():
+            shutil.copytree(old / name, new / name)
+    for path in old.glob("rater_*.csv"):
+        shutil.copyfile(path, new / path.name)
+
+
+def _candidates(paths: Paths, rivals: list[str]) -> dict[tuple[str, str], list[str]]:
+    """(dataset, rival) -> names of the cross-identity pairs of which there is a video."""
     pairs = read_pairs(paths)
-    good = pairs[(pairs["status"] == "ok") & (pairs["setting"] == "cross")]
-    return {str(dataset): rows["pair"].tolist() for dataset, rows in good.groupby("dataset")}
+    good = pairs[(pairs["status"] == "ok") & (pairs["setting"] == SETTING)]
+    missing = missing_videos(paths)
+    return {
+        (str(dataset), rival): [str(name) for name in rows["pair"] if (rival, name) not in missing]
+        for dataset, rows in good.groupby("dataset")
+        for rival in rivals
+    }
 
 
-def _count_by(comparisons: list[Comparison]) -> dict[tuple[str, str], int]:
-    counts: dict[tuple[str, str], int] = {}
+def _write_videos(comparisons: list[Comparison], paths: Paths, folder: Path) -> str:
+    """Write every video under its blinded name, in the names' order, so that dates of files say nothing.
+
+    Returns:
+        A hash of all pictures.
+    """
+    sources: dict[str, Path | tuple[int, float]] = {}
+    if comparisons:
+        rows = {str(row["pair"]): row for row in read_pairs(paths).to_dict("records")}
+        rates = read_table(paths.clip_table).set_index("clip")["fps"]
     for item in comparisons:
-        group = (item.dataset, item.method_b if item.method_a == OURS else item.method_a)
-        counts[group] = counts.get(group, 0) + 1
-    return counts
-
-
-def _copy_videos(comparisons: list[Comparison], paths: Paths) -> int:
-    """Copy every video under its blinded name, in the names' order, so that dates of files say nothing."""
-    sources = {}
-    for item in comparisons:
+        row = rows[item.source_pair]
         for name, method in ((item.video_a, item.method_a), (item.video_b, item.method_b)):
-            sources[name] = paths.generated / "videos" / method / "cross" / f"{item.source_pair}.mp4"
-    (paths.study / "videos").mkdir()
+            sources[name] = paths.generated / "videos" / method / SETTING / f"{item.source_pair}.mp4"
+        for name, role in ((item.subject, "subject"), (item.driving, "driving")):
+            sources[name] = int(row[f"{role}_row"]), float(rates[row[f"{role}_clip"]])
+    frames = array(open_store(paths.clips), "frames") if sources else None
+    digest = hashlib.sha256()
     for name in sorted(sources):
-        if not sources[name].is_file():
-            raise StageError(f"{sources[name]} does not exist; run `dvc repro --force generate`")
-        _remux(sources[name], paths.study / "videos" / name)
-    return len(sources)
+        source = sources[name]
+        if isinstance(source, Path):
+            if not source.is_file():
+                raise StageError(f"{source} does not exist; run `dvc repro --force generate`")
+            digest.update(f"{name}={remux(source, folder / name)}\n".encode())
+        else:
+            assert frames is not None
+            write_video(folder / name, np.asarray(frames[source[0]]), source[1])
+            digest.update(f"{name}={hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
-def _remux(source: Path, target: Path) -> None:
-    """Copy the first video stream into a fresh container: same pictures, none of the old container's metadata."""
-    options = {"movflags": "+faststart", "fflags": "+bitexact"}
-    with av.open(str(source)) as inside, av.open(str(target), "w", format="mp4", options=options) as outside:
-        stream = inside.streams.video[0]
-        copy = outside.add_stream_from_template(stream)
-        for packet in inside.demux(stream):
-            if packet.dts is not None:
-                packet.stream = copy
-                outside.mux(packet)
+def _write_tables(comparisons: list[Comparison], study: Study, folder: Path, videos: str) -> str:
+    """Write pairs, key, and each rater's sheet, page and zip.
 
-
-def _write_tables(comparisons: list[Comparison], study: Study, folder: Path, rng: random.Random) -> None:
+    Returns:
+        A hash of the key and the videos: answers are worth something for this study only.
+    """
     listed = sorted(comparisons, key=lambda item: item.pair)
-    _write_csv(folder / "pairs.csv", PAIR_COLUMNS, [item.shown() for item in listed])
-    key = [
-        {**item.shown(), "method_a": item.method_a, "method_b": item.method_b, "source_pair": item.source_pair,
-         "repeat_of": item.repeat_of}
-        for item in listed
-    ]  # fmt: skip
-    _write_csv(folder / "key.csv", KEY_COLUMNS, key)
+    key = _csv(KEY_COLUMNS, [item.known() for item in listed])
+    content = hashlib.sha256(videos.encode() + key).hexdigest()
+    (folder / "pairs.csv").write_bytes(_csv(PAIR_COLUMNS, [item.shown() for item in listed]))
+    (folder / "key.csv").write_bytes(key)
     width = max(2, len(str(study.raters)))
-    for rater in range(1, study.raters + 1):
-        rows = [item.shown() for item in sheet(comparisons, rater, study.seed)]
-        _write_csv(folder / f"rater_{rater:0{width}d}.csv", (*PAIR_COLUMNS, *ANSWER_COLUMNS), rows)
+    for number in range(1, study.raters + 1):
+        rater, rows = f"rater_{number:0{width}d}", sheet(comparisons, number, study.seed)
+        texts = {f"{rater}.csv": _csv(SHEET_COLUMNS, [item.shown() for item in rows], for_spreadsheets=True)}
+        if rows:
+            texts[f"{rater}.html"] = rating_page(rater, content[:12], rows).encode()
+        for name, text in texts.items():
+            (folder / name).write_bytes(text)
+        if rows:
+            texts["read_me.txt"] = LETTER.format(rater=rater).encode()
+            write_zip(folder / f"{rater}.zip", texts, (folder / "videos").iterdir(), rater)
+    return content
 
 
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def _csv(columns: tuple[str, ...], rows: Iterable[Mapping[str, str]], for_spreadsheets: bool = False) -> bytes:
+    """CSV in UTF-8; for spreadsheets with their line ends, and with the mark without which they take it for Latin-1."""
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\r\n" if for_spreadsheets else "\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue().encode("utf-8-sig" if for_spreadsheets else "utf-8")

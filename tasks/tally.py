@@ -1,66 +1,68 @@
-"""Table 2 from the sheets that the raters sent back."""
+"""Table 2 from the sheets that the raters sent back (Sec. 4.1 and 4.3)."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
-import math
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.agreement import agreement, preference, sign_test
 from tasks.errors import StageError
 from tasks.methods import OURS
-from tasks.study import KEY_COLUMNS
+from tasks.returned_sheets import ASPECTS, Sheet, SheetError, read_sheet
+from tasks.study_plan import KEY_COLUMNS
 
-NEEDED = ("pair", "video_a", "video_b", "choice")
-Z_95 = 1.959963984540054
+Key = Mapping[str, Mapping[str, str]]
+"""Pair -> its line of key.csv."""
 
 
 @dataclass
 class Table2:
     """The study's outcome; `rows` is Table 2.
 
-    `rows`: dataset, method, answers, preferred (answers for head3d), percent, low_percent, high_percent (Wilson 95%).
-    `dropped`: file, line (0: the whole file) and reason of everything that was not counted.
-    `repeats`, `repeats_agree`: answered repeats, and in how many of them the rater chose the same video again.
+    Attributes:
+        rows: dataset, method, answers, preferred (answers for ours), percent; low_percent, high_percent (over new pairs
+            and raters); wilson_low_percent, wilson_high_percent; p_pairs, p_answers; pairs, pairs_won, pairs_tied;
+            raters; alpha, kappa, kappa_pairs; percent_realism, percent_motion, percent_identity and their answers.
+        raters: A line per rater: answers, percent of ours, repeats, repeats_agree, percent_a, median_seconds.
+        unanswered: Rows without a choice.
+        repeats: Answered pairs of showings of the same two videos.
+        repeats_agree: In how many of them the rater chose the same video.
+        alpha: Krippendorff's alpha over everything.
+        kappa: Fleiss' kappa over the pairs that every rater answered.
+        kappa_pairs: How many those are.
+        answers_a: How many answers were for the video on side A.
+        answers: Of how many.
+        p_side: Sign test of that.
+        dropped: file, line (0: the whole file) and reason of everything that was not counted.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    raters: int = 0
+    raters: list[dict[str, Any]] = field(default_factory=list)
     unanswered: int = 0
     repeats: int = 0
     repeats_agree: int = 0
+    alpha: float = float("nan")
+    kappa: float = float("nan")
+    kappa_pairs: int = 0
+    answers_a: int = 0
+    answers: int = 0
+    p_side: float = 1.0
     dropped: list[dict[str, Any]] = field(default_factory=list)
-
-
-def wilson(hits: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a share.
-
-    Args:
-        hits: Successes.
-        total: Trials, at least 1.
-        z: Quantile of the normal distribution; 1.96 gives 95%.
-
-    Returns:
-        Lower and upper bound, 0 to 1.
-    """
-    share = hits / total
-    centre = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def tally(returned: list[Path], key: Path) -> Table2:
     """Count the returned sheets.
 
-    A rater is a file's name. Repeats do not count for the preference, only for consistency. The interval treats
-    answers as independent, which answers of one rater or about one video are not quite.
+    Whose a sheet is, its name says; of several of one rater the one with the most answers counts. Repeats do not count
+    for the preference, only for consistency.
 
     Args:
-        returned: The raters' CSV files; comma, semicolon or tab, UTF-8 or what a spreadsheet saves.
+        returned: The raters' CSV files.
         key: The study's `key.csv`.
 
     Returns:
@@ -69,27 +71,79 @@ def tally(returned: list[Path], key: Path) -> Table2:
     Raises:
         StageError: The key cannot be used, or no answer can.
     """
-    comparisons = _read_key(key)
+    known = read_key(key)
     result = Table2()
-    chosen: dict[tuple[str, str], str] = {}
-    raters: set[str] = set()
+    sheets = _one_of_each(_read_all(returned, known, result), result)
+    if not any(sheet.answers for sheet in sheets):
+        raise StageError(f"none of the {len(returned)} returned sheets has a usable answer" + _first(result.dropped))
+    for sheet in sheets:
+        result.unanswered += sheet.unanswered
+        result.dropped += [{"file": sheet.file, "line": line, "reason": reason} for line, reason in sheet.dropped]
+        if sheet.answers:
+            result.raters.append(_rater(sheet, known))
+    result.repeats = sum(row["repeats"] for row in result.raters)
+    result.repeats_agree = sum(row["repeats_agree"] for row in result.raters)
+    sides = [answer.side for sheet in sheets for answer in sheet.answers.values()]
+    result.answers, result.answers_a = len(sides), sides.count("a")
+    result.p_side = sign_test(result.answers_a, result.answers - result.answers_a)
+    _fill_rows(sheets, known, result)
+    return result
+
+
+def read_key(path: Path) -> dict[str, dict[str, str]]:
+    """The study's key.
+
+    Raises:
+        StageError: It is missing, or another file.
+    """
+    if not path.is_file():
+        raise StageError(f"{path} does not exist; it is the key.csv that `dvc repro study` wrote with these sheets")
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
+        if not set(KEY_COLUMNS) <= set(reader.fieldnames or ()):
+            raise StageError(f"{path} is not a study's key: it needs the columns {', '.join(KEY_COLUMNS)}")
+        return {row["pair"]: row for row in reader}
+
+
+def _read_all(returned: list[Path], key: Key, result: Table2) -> list[Sheet]:
+    """All files that can be read, each content once."""
+    sheets: list[Sheet] = []
     contents: dict[str, str] = {}
-    for path in returned:
+    for path in sorted(set(returned), key=lambda path: (path.name, str(path))):
         try:
-            rows = _read_sheet(path, raters, contents)
-        except ValueError as error:
+            sheet = read_sheet(path, key)
+            marks = {hashlib.sha256(path.read_bytes()).hexdigest(), sheet.digest} - {None}
+            same = next((contents[mark] for mark in sorted(map(str, marks)) if mark in contents), None)
+            if same and sheet.answers:
+                raise SheetError(f"the same content as {same}")
+        except SheetError as error:
             result.dropped.append({"file": path.name, "line": 0, "reason": str(error)})
             continue
-        raters.add(path.stem)
-        for line, row in rows:
-            reason = _count_row(row, path.stem, comparisons, chosen, result)
-            if reason:
-                result.dropped.append({"file": path.name, "line": line, "reason": reason})
-    if not chosen:
-        raise StageError(f"none of the {len(returned)} returned sheets has a usable answer" + _first(result.dropped))
-    result.raters = len({rater for rater, _ in chosen})
-    _sum_up(chosen, comparisons, result)
-    return result
+        contents |= {str(mark): path.name for mark in marks}
+        sheets.append(sheet)
+    return sheets
+
+
+def _one_of_each(sheets: list[Sheet], result: Table2) -> list[Sheet]:
+    """The sheet with the most answers of every rater."""
+    best: dict[str, Sheet] = {}
+    for sheet in sheets:
+        if sheet.rater not in best or len(sheet.answers) > len(best[sheet.rater].answers):
+            best[sheet.rater] = sheet
+    for sheet in sheets:
+        chosen = best[sheet.rater]
+        if sheet is not chosen:
+            differ = sum(
+                chosen.answers[pair].video != answer.video
+                for pair, answer in sheet.answers.items()
+                if pair in chosen.answers
+            )
+            reason = (
+                f"a second sheet of {sheet.rater} with {len(sheet.answers)} answers; {chosen.file} counts, which has "
+            )
+            reason += f"{len(chosen.answers)}" + (f" ({differ} answers differ)" if differ else "")
+            result.dropped.append({"file": sheet.file, "line": 0, "reason": reason})
+    return list(best.values())
 
 
 def _first(dropped: list[dict[str, Any]]) -> str:
@@ -98,91 +152,73 @@ def _first(dropped: list[dict[str, Any]]) -> str:
     return f" (first problem: {dropped[0]['file']}, line {dropped[0]['line']}: {dropped[0]['reason']})"
 
 
-def _read_key(path: Path) -> dict[str, dict[str, str]]:
-    if not path.is_file():
-        raise StageError(f"{path} does not exist; it is the key.csv that `dvc repro study` wrote with these sheets")
-    with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if not set(KEY_COLUMNS) <= set(reader.fieldnames or ()):
-            raise StageError(f"{path} is not a study's key: it needs the columns {', '.join(KEY_COLUMNS)}")
-        return {row["pair"]: row for row in reader}
+def _is_ours(known: Mapping[str, str], video: str) -> bool:
+    return known["method_a" if known["video_a"] == video else "method_b"] == OURS
 
 
-def _read_sheet(path: Path, raters: set[str], contents: dict[str, str]) -> list[tuple[int, dict[str, str]]]:
-    """Lines of a sheet with their numbers; ValueError says why the whole file is left out."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
-    if path.stem in raters:
-        raise ValueError(f"a second sheet of {path.stem}; only the first is counted")
-    if b"\0" in data:
-        raise ValueError("not a CSV file (a spreadsheet? save it as CSV)")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("cp1252", errors="replace")  # older spreadsheets; only comments hold such letters
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    if text.strip() and digest in contents:
-        raise ValueError(f"the same content as {contents[digest]}")
-    head = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=head.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-        missing = [name for name in NEEDED if name not in reader.fieldnames]
-        if missing:
-            raise ValueError(f"without the column(s) {', '.join(missing)}")
-        rows = [(reader.line_num, {name: (row.get(name) or "").strip() for name in NEEDED}) for row in reader]
-    except csv.Error as error:
-        raise ValueError(f"not a CSV file: {error}") from None
-    contents[digest] = path.name
-    return rows
+def _rival(known: Mapping[str, str]) -> str:
+    return known["method_b"] if known["method_a"] == OURS else known["method_a"]
 
 
-def _count_row(
-    row: dict[str, str],
-    rater: str,
-    comparisons: dict[str, dict[str, str]],
-    chosen: dict[tuple[str, str], str],
-    result: Table2,
-) -> str:
-    """Put the method of a row's answer into `chosen`; a text says why it does not count."""
-    known = comparisons.get(row["pair"])
-    if known is None:
-        return f"unknown pair {row['pair'][:40]!r}"
-    methods = {known["video_a"]: known["method_a"], known["video_b"]: known["method_b"]}
-    if row["video_a"] == row["video_b"] or not {row["video_a"], row["video_b"]} <= methods.keys():
-        return f"{row['pair']}: video_a and video_b are not this pair's two videos"
-    choice = row["choice"].lower()
-    if not choice:
-        result.unanswered += 1
-        return ""
-    if choice not in ("a", "b"):
-        return f"{row['pair']}: choice {row['choice'][:40]!r} is neither a nor b"
-    if (rater, row["pair"]) in chosen:
-        return f"{row['pair']}: a second answer of the same rater; only the first is counted"
-    chosen[rater, row["pair"]] = methods[row[f"video_{choice}"]]
-    return ""
+def _rater(sheet: Sheet, key: Key) -> dict[str, Any]:
+    """How one rater answered; worth a look: one side nearly always, hardly any time, repeats that disagree."""
+    ours = {pair: _is_ours(key[pair], answer.video) for pair, answer in sheet.answers.items()}
+    counted = [value for pair, value in ours.items() if not key[pair]["repeat_of"]]
+    twice = [(ours[pair], ours[first]) for pair in ours if (first := key[pair]["repeat_of"]) in ours]
+    seconds = [answer.seconds for answer in sheet.answers.values() if answer.seconds is not None]
+    return {
+        "rater": sheet.rater,
+        "file": sheet.file,
+        "answers": len(counted),
+        "percent_ours": 100 * sum(counted) / len(counted) if counted else None,
+        "repeats": len(twice),
+        "repeats_agree": sum(one == other for one, other in twice),
+        "percent_a": 100 * sum(answer.side == "a" for answer in sheet.answers.values()) / len(sheet.answers),
+        "median_seconds": statistics.median(seconds) if seconds else None,
+    }
 
 
-def _sum_up(chosen: dict[tuple[str, str], str], comparisons: dict[str, dict[str, str]], result: Table2) -> None:
-    counts: dict[tuple[str, str], list[int]] = {}
-    for (rater, pair), method in chosen.items():
-        known = comparisons[pair]
-        if known["repeat_of"]:
-            first = chosen.get((rater, known["repeat_of"]))
-            if first is not None:
-                result.repeats += 1
-                result.repeats_agree += first == method
-            continue
-        rival = known["method_b"] if known["method_a"] == OURS else known["method_a"]
-        count = counts.setdefault((known["dataset"], rival), [0, 0])
-        count[0] += method == OURS
-        count[1] += 1
-    for (dataset, rival), (hits, total) in sorted(counts.items()):
-        low, high = wilson(hits, total)
-        result.rows.append(
-            {"dataset": dataset, "method": rival, "answers": total, "preferred": hits, "percent": 100 * hits / total,
-             "low_percent": 100 * low, "high_percent": 100 * high}
-        )  # fmt: skip
+def _fill_rows(sheets: list[Sheet], key: Key, result: Table2) -> None:
+    """Table 2 itself and the agreement over all of it."""
+    groups: dict[tuple[str, str], dict[tuple[str, str], bool]] = {}
+    aspects: dict[tuple[str, str], dict[str, list[bool]]] = {}
+    everything: dict[tuple[str, str], bool] = {}
+    for sheet in sheets:
+        for pair, answer in sheet.answers.items():
+            known = key[pair]
+            if known["repeat_of"]:
+                continue
+            group = known["dataset"], _rival(known)
+            ours = _is_ours(known, answer.video)
+            groups.setdefault(group, {})[sheet.rater, pair] = everything[sheet.rater, pair] = ours
+            lists = aspects.setdefault(group, {name: [] for name in ASPECTS})
+            for name, video in answer.aspects.items():
+                lists[name].append(_is_ours(known, video))
+    for (dataset, rival), answers in sorted(groups.items()):
+        found = preference(answers)
+        alpha, kappa, kappa_pairs = agreement(answers)
+        row = {
+            "dataset": dataset,
+            "method": rival,
+            "answers": found.answers,
+            "preferred": found.preferred,
+            "percent": 100 * found.share,
+            "low_percent": 100 * found.honest[0],
+            "high_percent": 100 * found.honest[1],
+            "wilson_low_percent": 100 * found.wilson[0],
+            "wilson_high_percent": 100 * found.wilson[1],
+            "p_pairs": found.p_pairs,
+            "p_answers": found.p_answers,
+            "pairs": found.pairs,
+            "pairs_won": found.pairs_won,
+            "pairs_tied": found.pairs_tied,
+            "raters": len({rater for rater, _ in answers}),
+            "alpha": alpha,
+            "kappa": kappa,
+            "kappa_pairs": kappa_pairs,
+        }
+        for name, values in aspects[dataset, rival].items():
+            row[f"percent_{name}"] = 100 * sum(values) / len(values) if values else None
+            row[f"answers_{name}"] = len(values)
+        result.rows.append(row)
+    result.alpha, result.kappa, result.kappa_pairs = agreement(everything)

@@ -1,0 +1,154 @@
+"""`head3d study`: the raters' pages on this machine, and Table 2 from what they sent back."""
+
+from __future__ import annotations
+
+import json
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.project import enter_project
+from tasks.errors import StageError
+
+study = typer.Typer(
+    help="The user study: show its pages, count its answers.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_FOLDER = typer.Option("--study", help="The study's folder. None: data/study.", file_okay=False)
+
+
+@study.callback()
+def _study() -> None:
+    """The user study: show its pages, count its answers.
+
+    `dvc repro study` makes data/study: send each rater their rater_NN.zip and keep key.csv.
+    """
+
+
+@study.command()
+def serve(
+    rater: Annotated[
+        str | None, typer.Argument(metavar="RATER", help="For example 1 or rater_01. None: a list of all.")
+    ] = None,
+    folder: Annotated[Path | None, _FOLDER] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8740,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Show the rating pages on this machine and keep the answers that they send.
+
+    It listens on 127.0.0.1 only. Answers come into data/study/returned/, each as a new file.
+
+    Examples:
+
+      head3d study serve
+
+      head3d study serve 3 --open
+    """
+    from tasks.study_server import make_server, raters_of
+
+    place = _study_folder(folder)
+    raters = raters_of(place)
+    chosen = raters if rater is None else [_find_rater(rater, raters)]
+    server = make_server(place, port, chosen, typer.echo)
+    address = f"http://127.0.0.1:{server.server_port}/" + (f"{chosen[0]}/" if rater else "")
+    typer.echo(f"{address}\nAnswers come into {place / 'returned'}; Ctrl-C ends.")
+    if open_browser:
+        webbrowser.open(address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+    finally:
+        server.server_close()
+
+
+def _find_rater(wanted: str, raters: list[str]) -> str:
+    """`3`, `03` or `rater_03`."""
+    digits = wanted.lower().removeprefix("rater_")
+    for name in raters:
+        if digits.isascii() and digits.isdigit() and int(digits) == int(name.removeprefix("rater_")):
+            return name
+    raise StageError(f"there is no rater '{wanted}'; there are {raters[0]} to {raters[-1]}")
+
+
+@study.command()
+def tally(
+    returned: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="CSV", help="The raters' files. None: all of data/study/returned.", dir_okay=False),
+    ] = None,
+    folder: Annotated[Path | None, _FOLDER] = None,
+    key: Annotated[Path | None, typer.Option(help="The study's key. None: key.csv of its folder.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where the files go. None: tally/ in it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Count the answers: Table 2 with intervals, tests and agreement, as CSV, Markdown and picture.
+
+    Rows and files that do not fit are listed with their reasons and never counted.
+
+    Examples:
+
+      head3d study tally data/study/returned/*.csv
+
+      head3d study tally ~/Downloads/rater_0*.csv -o table2
+    """
+    from tasks.tally import tally as count
+    from tasks.tally_files import facts, write_tally
+
+    files = [path.resolve() for path in returned or []]
+    target = out.resolve() if out else None
+    given_key = key.resolve() if key else None
+    place = _study_folder(folder)
+    if not files:
+        files = sorted(path for path in place.glob("returned/*.csv") if not path.name.startswith("."))
+        if not files:
+            raise StageError(f"{place / 'returned'} has no CSV file: put there what the raters sent, or name the files")
+    table = count(files, given_key or place / "key.csv")
+    written = write_tally(table, target or place / "tally")
+    if as_json:
+        typer.echo(next(path for path in written if path.suffix == ".json").read_text(encoding="utf-8"))
+        return
+    _print(table.rows)
+    for text in facts(table):
+        typer.echo(text)
+    for item in table.dropped:
+        where = f"{item['file']}, line {item['line']}" if item["line"] else item["file"]
+        typer.echo(f"not counted: {json.dumps(where)[1:-1]}: {json.dumps(item['reason'])[1:-1]}", err=True)
+    typer.echo(str(written[0].parent))
+
+
+def _print(rows: list[dict[str, object]]) -> None:
+    from tasks.methods import method_name
+    from tasks.tally_files import p_value
+
+    shown = Table("dataset", "compared with", "preferred", "95% interval", "Wilson 95%", "p (pairs)", "answers",
+                  box=None, header_style="bold")  # fmt: skip
+    for row in rows:
+        shown.add_row(
+            escape(str(row["dataset"])),
+            escape(method_name(str(row["method"]))),
+            f"{row['percent']:.1f}%",
+            f"{row['low_percent']:.1f} to {row['high_percent']:.1f}",
+            f"{row['wilson_low_percent']:.1f} to {row['wilson_high_percent']:.1f}",
+            p_value(float(str(row["p_pairs"]))),
+            str(row["answers"]),
+        )
+    Console().print(shown)
+
+
+def _study_folder(folder: Path | None) -> Path:
+    """The folder that is named, else the project's."""
+    if folder is not None:
+        place = folder.resolve()
+    else:
+        _, paths = enter_project()
+        place = paths.study
+    if not (place / "key.csv").is_file() and not list(place.glob("rater_*.html")):
+        raise StageError(f"{place} holds no study; `dvc repro study` makes one")
+    return place
