@@ -16,6 +16,7 @@ from models.losses import head_reconstruction
 from models.pose_net import HeadPose
 from models.precision import mixed
 from models.warp import Warp
+from tasks.canonical_look import look_at_canonical
 from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import (
     Batch,
@@ -33,7 +34,6 @@ from tasks.device import choose_device
 from tasks.optimiser import adam
 from tasks.paths import Paths
 from tasks.training import Training, train
-from tasks.training_look import look_at_canonical
 
 
 def build_networks(config: Canonical, device: torch.device) -> dict[str, torch.nn.Module]:

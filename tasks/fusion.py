@@ -25,12 +25,12 @@ from tasks.canonical import load_depth_network, warped_batch
 from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import ClipSet, Drawn, batch_geometry, draw, gather, left_out, load_clips, step_generator
 from tasks.device import choose_device
+from tasks.fusion_look import look_at_fusion
 from tasks.head_bank import HeadBank, make_heads
 from tasks.optimiser import adam
 from tasks.parser_network import EMBEDDED_FILE
 from tasks.paths import WITHOUT_HEAD, Paths
 from tasks.training import Training, train
-from tasks.training_look import look_at_fusion
 
 
 def build_networks(config: Fusion, device: torch.device, with_head: bool = True) -> dict[str, torch.nn.Module]:

@@ -19,6 +19,7 @@ from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import ClipSet, left_out, load_clips, usable_clips
 from tasks.device import choose_device
 from tasks.geometry_check import check_stage1
+from tasks.geometry_look import look_at_geometry
 from tasks.geometry_loss import GeometryLoss
 from tasks.optimiser import adam
 from tasks.paths import Paths
@@ -26,7 +27,6 @@ from tasks.progress import progress
 from tasks.rendered_heads import RenderedHeads, render_heads
 from tasks.stores import array, finish_store, geometry_arrays, open_or_create, open_store, read_fingerprint, write_rows
 from tasks.training import Training, train
-from tasks.training_look import look_at_geometry
 
 FIRST_PERSON, FRAMES = 5000, 40
 """The rendered people start here, far from those of the demo and of the benchmark; so many poses of each are drawn."""

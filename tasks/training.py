@@ -119,7 +119,7 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
     run = _Run(job, folder, fingerprint, ranks)
     stepper = Stepper(job, runtime.cuda_graphs, run.averaged, ranks)
     saved = time.monotonic()
-    with Interruption() as interruption, TrainingLog(job, folder, run.step, ranks.first) as log:
+    with Interruption() as interruption, TrainingLog(job, folder, run.step, run.averaged, ranks.first) as log:
         while run.step < job.steps:
             run.window.append(stepper.take(run.step))
             run.step += 1

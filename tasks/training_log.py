@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,9 @@ import torch
 from tasks.checkpoint_folder import CURVE
 from tasks.collapse import FROM_SHARE, LOOKS, dangers
 from tasks.progress import progress
+from tasks.stepper import Weights, trained_values
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tasks.training import Training
 
 CURVE_EVERY_S = 5.0
@@ -34,16 +33,17 @@ class TrainingLog:
     leaves the same files as an uninterrupted one.
     """
 
-    def __init__(self, job: Training, folder: Path, step: int, first: bool) -> None:
+    def __init__(self, job: Training, folder: Path, step: int, averaged: Weights, first: bool) -> None:
         """Prepare.
 
         Args:
             job: What is trained.
             folder: Its checkpoint folder.
             step: Steps that earlier runs have taken.
+            averaged: The running average of the weights, which is what will be kept; empty: there is none.
             first: Whether this process writes.
         """
-        self.job, self.folder, self.first = job, folder, first
+        self.job, self.folder, self.averaged, self.first = job, folder, averaged, first
         self._bar = progress(job.name, job.steps, "step", initial=step, silent=not first)
         self._live = _live(folder / LIVE) if first else None
         self._begin = self._now = time.monotonic()
@@ -77,7 +77,7 @@ class TrainingLog:
         measure = step * LOOKS // job.steps > (step - 1) * LOOKS // job.steps
         draw = job.sheet_every > 0 and (step % job.sheet_every == 0 or step == job.steps)
         if measure or draw:
-            with resting(job.modules.values()):
+            with resting(job, self.averaged):
                 look = job.look()
                 if measure:
                     self._note(step, look.figures)
@@ -157,17 +157,23 @@ class TrainingLog:
 
 
 @contextlib.contextmanager
-def resting(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Networks in eval mode, without gradients, for a look at them; afterwards they are as they were."""
-    training = [(part, part.training) for module in modules for part in module.modules()]
-    for part, _ in training:
-        part.training = False
-    try:
-        with torch.no_grad():
+def resting(job: Training, averaged: Weights) -> Iterator[None]:
+    """The networks as they would be kept now (averaged, in eval mode, without gradients); afterwards as they were."""
+    training = [(part, part.training) for module in job.modules.values() for part in module.modules()]
+    values = [(value, averaged[name]) for name, value in trained_values(job).items() if name in averaged]
+    before = [value.clone() for value, _ in values]
+    with torch.no_grad():
+        try:
+            for part, _ in training:
+                part.training = False
+            for value, average in values:
+                value.copy_(average)
             yield
-    finally:
-        for part, was in training:
-            part.training = was
+        finally:
+            for part, was in training:
+                part.training = was
+            for (value, _), own in zip(values, before, strict=True):
+                value.copy_(own)
 
 
 def _live(folder: Path) -> Any | None:
