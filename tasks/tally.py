@@ -13,7 +13,7 @@ from typing import Any
 from tasks.agreement import agreement, preference, sign_test
 from tasks.errors import StageError
 from tasks.methods import OURS
-from tasks.returned_sheets import ASPECTS, Sheet, SheetError, read_sheet
+from tasks.returned_sheets import ASPECTS, Sheet, SheetError, rater_of, read_sheet
 from tasks.study_plan import KEY_COLUMNS
 
 Key = Mapping[str, Mapping[str, str]]
@@ -106,10 +106,10 @@ def read_key(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _read_all(returned: list[Path], key: Key, result: Table2) -> list[Sheet]:
-    """All files that can be read, each content once."""
+    """All files that can be read, each content once: of a sheet and its copy under another name, the sheet."""
     sheets: list[Sheet] = []
     contents: dict[str, str] = {}
-    for path in sorted(set(returned), key=lambda path: (path.name, str(path))):
+    for path in sorted(set(returned), key=lambda path: (rater_of(path) != path.stem, *_natural(path))):
         try:
             sheet = read_sheet(path, key)
             marks = {hashlib.sha256(path.read_bytes()).hexdigest(), sheet.digest} - {None}
@@ -122,6 +122,11 @@ def _read_all(returned: list[Path], key: Key, result: Table2) -> list[Sheet]:
         contents |= {str(mark): path.name for mark in marks}
         sheets.append(sheet)
     return sheets
+
+
+def _natural(path: Path) -> tuple[bool, str, str]:
+    """Sheets named as ours were before others."""
+    return not rater_of(path).startswith("rater_"), path.name, str(path)
 
 
 def _one_of_each(sheets: list[Sheet], result: Table2) -> list[Sheet]:

@@ -1,28 +1,36 @@
-"""The study's sheets: balance, blinding, repeatability; and Table 2 from answers that are known."""
+"""What the raters get: balance, blinding, equal files, repeatability; and that answers are not thrown away."""
 
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import random
+import re
+import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 
 from models.config import Params, Study
 from tasks import study
 from tasks.errors import StageError
-from tasks.study import Comparison, plan, sheet
-from tasks.tally import tally, wilson
-from tasks.video import read_frames
+from tasks.stores import array, open_store
+from tasks.study_plan import SHEET_COLUMNS, Comparison, plan, sheet
+from tasks.video import probe, read_frames
 from tests.tasks.factory import METHODS, Project, make_project
+from tests.tasks.study_answers import originals, read_csv
 
 SETTINGS = {"raters": 3, "pairs_per_method": 3, "repeats": 2, "seed": 0}
-TOLD = ("head3d", "mean_canonical", "mean", "canonical", "copy_reference", "reference", "Lavf")
+TOLD = re.compile(
+    rb"head.?3d|mean.?canonical|canonical|copy.?reference|driving.?head|cross_\d|Lavf|fomm|method_[ab]|person_0\d",
+    re.IGNORECASE,
+)
 
 
 @pytest.fixture
@@ -31,19 +39,15 @@ def project(tmp_path: Path) -> Project:
     return make_project(tmp_path, cross=5, frames=6, study=SETTINGS)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def make_plan(pairs_per_method: int, seed: int = 1) -> list[Comparison]:
-    candidates = {"alpha": [f"a{i}" for i in range(20)], "beta": [f"b{i}" for i in range(7)]}
+    pairs = {"alpha": [f"a{i}" for i in range(20)], "beta": [f"b{i}" for i in range(7)]}
+    candidates = {(dataset, rival): names for dataset, names in pairs.items() for rival in ("fomm", "mraa")}
     settings = Study(raters=4, pairs_per_method=pairs_per_method, repeats=3, seed=seed)
-    return plan(candidates, ["fomm", "mraa"], settings, random.Random(seed))
+    return plan(candidates, settings, random.Random(seed))
 
 
 def ours_left(items: list[Comparison]) -> Counter[tuple[str, str]]:
@@ -52,8 +56,7 @@ def ours_left(items: list[Comparison]) -> Counter[tuple[str, str]]:
 
 def test_sides_are_balanced_in_every_group_and_over_raters() -> None:
     comparisons = make_plan(10)
-    first = [item for item in comparisons if not item.repeat_of]
-    sizes = Counter((item.dataset, ({item.method_a, item.method_b} - {"head3d"}).pop()) for item in first)
+    sizes = Counter((item.dataset, item.rival) for item in comparisons if not item.repeat_of)
     assert sizes == {("alpha", "fomm"): 10, ("alpha", "mraa"): 10, ("beta", "fomm"): 7, ("beta", "mraa"): 7}
     for rater in (1, 2):
         left = ours_left([item for item in sheet(comparisons, rater, 1) if not item.repeat_of])
@@ -68,8 +71,10 @@ def test_no_source_twice_no_name_twice_and_repeats_from_the_other_side() -> None
     comparisons = make_plan(10)
     first = {item.pair: item for item in comparisons if not item.repeat_of}
     names = [name for item in comparisons for name in (item.video_a, item.video_b)]
+    inputs = {name for item in comparisons for name in (item.subject, item.driving)}
     assert len(set(names)) == len(names)
-    shown = [(item.source_pair, frozenset({item.method_a, item.method_b})) for item in first.values()]
+    assert not inputs & set(names)
+    shown = [(item.source_pair, item.rival) for item in first.values()]
     assert len(set(shown)) == len(shown)
     repeats = [item for item in comparisons if item.repeat_of]
     assert len(repeats) == 3
@@ -78,8 +83,13 @@ def test_no_source_twice_no_name_twice_and_repeats_from_the_other_side() -> None
         assert (again.method_a, again.method_b) == (original.method_b, original.method_a)
         assert again.source_pair == original.source_pair
     for rater in range(1, 5):
-        order = [item.repeat_of or item.pair for item in sheet(comparisons, rater, 1)]
-        assert all(one != other for one, other in itertools.pairwise(order))
+        places = {item.pair: place for place, item in enumerate(sheet(comparisons, rater, 1))}
+        assert all(abs(places[item.pair] - places[item.repeat_of]) >= 9 for item in repeats)  # a quarter of 37 rows
+
+
+def test_numbers_do_not_tell_repeats() -> None:
+    places = [int(item.pair[1:]) / 37 for seed in range(40) for item in make_plan(10, seed) if item.repeat_of]
+    assert 0.4 < float(np.mean(places)) < 0.6
 
 
 def test_raters_have_orders_of_their_own_and_another_seed_another_plan() -> None:
@@ -90,63 +100,113 @@ def test_raters_have_orders_of_their_own_and_another_seed_another_plan() -> None
     assert {item.video_a for item in make_plan(10, seed=2)}.isdisjoint(item.video_a for item in comparisons)
 
 
-def test_folder_tells_raters_nothing(project: Project) -> None:
+def test_sheets_open_in_a_spreadsheet_and_agree_with_the_key(project: Project) -> None:
     summary = study.run(project.params, project.paths, "f1")
-    assert summary["comparisons"] == 3
-    assert summary["repeats"] == 2
-    assert summary["videos"] == 10
-    files = contents(project.paths.study)
-    assert {"pairs.csv", "key.csv", "stage.json", "rater_01.csv", "rater_02.csv", "rater_03.csv"} <= set(files)
-    assert sum(name.startswith("videos/") for name in files) == 10
-    for name, data in files.items():
-        if name == "key.csv":
-            continue
-        for word in TOLD:
-            assert word.encode() not in data + name.encode(), f"{name} tells {word!r}"
-        assert b"cross_0" not in data, name  # nor which generated pair it is
-    pairs = read_csv(project.paths.study / "pairs.csv")
+    assert (summary["comparisons"], summary["repeats"], summary["videos"]) == (3, 2, 10)
+    assert summary["pairs_demo_mean_canonical"] == 3
+    folder = project.paths.study
+    pairs = read_csv(folder / "pairs.csv")
     assert list(pairs[0]) == ["pair", "dataset", "setting", "video_a", "video_b"]
-    rows = read_csv(project.paths.study / "rater_02.csv")
-    assert list(rows[0]) == [*pairs[0], "choice", "realism", "motion", "identity", "seconds", "comment"]
+    data = (folder / "rater_02.csv").read_bytes()
+    assert data.startswith(
+        b"\xef\xbb\xbfpair,dataset,setting,video_a,video_b,choice,realism,motion,identity,seconds,comment\r\n"
+    )
+    rows = read_csv(folder / "rater_02.csv")
+    assert tuple(rows[0]) == SHEET_COLUMNS
     assert {row["pair"] for row in rows} == {row["pair"] for row in pairs}
-    key = {row["pair"]: row for row in read_csv(project.paths.study / "key.csv")}
+    assert not any(row[name] for row in rows for name in SHEET_COLUMNS[5:])
+    key = {row["pair"]: row for row in read_csv(folder / "key.csv")}
     for row in rows:
         assert {row["video_a"], row["video_b"]} == {key[row["pair"]]["video_a"], key[row["pair"]]["video_b"]}
+    cells = [cell for row in rows for cell in row.values()]
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t")) for cell in cells)
 
 
-def test_videos_are_those_that_the_key_says_without_metadata(project: Project) -> None:
+def boxes(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Type and content of an mp4's outer boxes."""
+    data, place = path.read_bytes(), 0
+    while place < len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        yield data[place + 4 : place + 8], data[place + 8 : place + size]
+        place += size
+
+
+def test_a_raters_zip_tells_no_method(project: Project, tmp_path: Path) -> None:
+    for path in (project.paths.generated / "videos").rglob("*.mp4"):  # what the generator's files say must not arrive
+        titled = path.with_suffix(".titled.mp4")
+        with av.open(str(path)) as inside, av.open(str(titled), "w") as outside:
+            outside.metadata["title"] = outside.metadata["comment"] = f"made by {path.parts[-3]}"
+            copy = outside.add_stream_from_template(inside.streams.video[0])
+            copy.metadata["handler_name"] = path.parts[-3]
+            for packet in inside.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = copy
+                    outside.mux(packet)
+        assert TOLD.search(titled.read_bytes())
+        titled.replace(path)
     study.run(project.params, project.paths, "f1")
+    archive = project.paths.study / "rater_01.zip"
+    assert not TOLD.search(archive.read_bytes())  # names, attributes, comments and stored contents at once
+    with zipfile.ZipFile(archive) as opened:
+        infos = opened.infolist()
+        assert opened.comment == b""
+        opened.extractall(tmp_path / "got")
+    assert {info.compress_type for info in infos} == {zipfile.ZIP_STORED}
+    assert {(info.date_time, info.external_attr, info.extra, info.comment) for info in infos} == {
+        ((1980, 1, 1, 0, 0, 0), 0o644 << 16, b"", b"")
+    }
+    names = [info.filename for info in infos]
+    assert names[:3] == ["rater_01/rater_01.csv", "rater_01/rater_01.html", "rater_01/read_me.txt"]
+    assert names[3:] == sorted(names[3:])
+    for path in (tmp_path / "got").rglob("*"):
+        assert path.is_dir() or not TOLD.search(path.read_bytes()), path.name
+    page = (tmp_path / "got/rater_01/rater_01.html").read_text(encoding="utf-8")
+    linked = set(re.findall(r"[0-9a-f]{10}\.mp4", page))
+    assert {f"rater_01/videos/{name}" for name in linked} == set(names[3:])
+    assert not re.search(r"https?:|//\w", page)
+
+
+def test_a_video_tells_nothing_but_its_pictures(project: Project) -> None:
+    study.run(project.params, project.paths, "f1")
+    key = read_csv(project.paths.study / "key.csv")
+    videos = sorted((project.paths.study / "videos").iterdir())
+    assert len(videos) == 2 * len(key) + len({row[role] for row in key for role in ("subject", "driving")})
+    assert len({path.stat().st_size for path in videos}) == 1
+    assert len({path.read_bytes() for path in videos}) == len(videos)  # a repeat shows the same, in another file
+    outer = {tuple(kind for kind, _ in boxes(path)) for path in videos}
+    assert len(outer) == 1
+    assert next(iter(outer))[-1] == b"free"
+    infos = [probe(path) for path in videos]
+    assert {(info.frames, info.fps, info.width, info.height, info.codec) for info in infos} == {
+        (6, 25.0, 32, 32, "h264")
+    }
+    for path in videos:
+        with av.open(str(path)) as container:
+            assert set(container.metadata) <= {"major_brand", "minor_version", "compatible_brands"}
+            assert len(container.streams) == 1
+    heads = {tuple(content[:40] for kind, content in boxes(path) if kind == b"ftyp") for path in videos}
+    assert len(heads) == 1
+
+
+def test_videos_are_those_that_the_key_says(project: Project) -> None:
+    study.run(project.params, project.paths, "f1")
+    pairs = pd.read_csv(project.paths.generated / "pairs.csv").set_index("pair")
+    clips = array(open_store(project.paths.clips), "frames")
     for row in read_csv(project.paths.study / "key.csv"):
         assert {row["method_a"], row["method_b"]} == {"head3d", "mean_canonical"}
         for side in "ab":
             path = project.paths.study / "videos" / row[f"video_{side}"]
             source = project.paths.generated / "videos" / row[f"method_{side}"] / "cross" / f"{row['source_pair']}.mp4"
             assert np.array_equal(read_frames(path), read_frames(source))
-            with av.open(str(path)) as container:
-                assert set(container.metadata) <= {"major_brand", "minor_version", "compatible_brands"}
-
-
-def test_metadata_of_the_generated_file_does_not_reach_the_raters(project: Project) -> None:
-    for path in (project.paths.generated / "videos").rglob("*.mp4"):
-        method = path.parts[-3]
-        titled = path.with_suffix(".titled.mp4")
-        with av.open(str(path)) as inside, av.open(str(titled), "w") as outside:
-            outside.metadata["title"] = outside.metadata["comment"] = f"made by {method}"
-            copy = outside.add_stream_from_template(inside.streams.video[0])
-            for packet in inside.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = copy
-                    outside.mux(packet)
-        assert method.encode() in titled.read_bytes()
-        titled.replace(path)
-    study.run(project.params, project.paths, "f1")
-    for path in (project.paths.study / "videos").iterdir():
-        assert not any(method.encode() in path.read_bytes() for method in METHODS)
+        for role in ("subject", "driving"):
+            truth = np.asarray(clips[int(str(pairs.at[row["source_pair"], f"{role}_row"]))]).astype(float)
+            assert np.abs(read_frames(project.paths.study / "videos" / row[role]) - truth).mean() < 8
 
 
 def test_same_seed_same_bytes_and_a_finished_study_is_left_alone(project: Project) -> None:
     summary = study.run(project.params, project.paths, "f1")
     before = contents(project.paths.study)
+    assert {"pairs.csv", "key.csv", "stage.json", "rater_01.csv", "rater_01.html", "rater_03.zip"} <= set(before)
     stamp = project.paths.study / "rater_01.csv"
     changed = stamp.stat().st_mtime_ns
     assert study.run(project.params, project.paths, "f1") == summary
@@ -156,16 +216,30 @@ def test_same_seed_same_bytes_and_a_finished_study_is_left_alone(project: Projec
     assert json.loads(after.pop("stage.json"))["fingerprint"] == "f2"
     before.pop("stage.json")
     assert after == before
+    assert not list(project.paths.data.glob("study.partial"))
 
 
-def test_answers_are_not_thrown_away(project: Project) -> None:
+def test_answers_outlive_a_study_of_the_same_videos_and_stop_one_of_others(project: Project) -> None:
     study.run(project.params, project.paths, "f1")
-    path = project.paths.study / "rater_02.csv"
+    folder = project.paths.study
+    path = folder / "rater_02.csv"
     text = path.read_text(encoding="utf-8").replace(".mp4,,", ".mp4,a,", 1)
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(StageError, match=r"rater_02\.csv has answers"):
-        study.run(project.params, project.paths, "f2")
+    (folder / "returned").mkdir()
+    (folder / "returned" / "rater_01.csv").write_text("an answer", encoding="utf-8")
+    study.run(project.params, project.paths, "f2")  # for example after a change of a comment in the code
     assert path.read_text(encoding="utf-8") == text
+    assert (folder / "returned" / "rater_01.csv").read_text(encoding="utf-8") == "an answer"
+    video = next((project.paths.generated / "videos" / "head3d" / "cross").iterdir())
+    other = project.paths.generated / "videos" / "copy_reference" / "cross" / video.name
+    video.write_bytes(other.read_bytes())
+    with pytest.raises(StageError, match=r"rater_02\.csv has answers"):
+        study.run(project.params, project.paths, "f3")
+    path.unlink()
+    with pytest.raises(StageError, match=r"returned/rater_01\.csv has answers"):
+        study.run(project.params, project.paths, "f3")
+    assert (folder / "returned" / "rater_01.csv").is_file()
+    assert not list(project.paths.data.glob("study.partial"))
 
 
 def with_methods(params: Params, *methods: str) -> Params:
@@ -181,104 +255,28 @@ def test_nothing_to_compare_makes_empty_sheets_and_says_why(project: Project) ->
     table.write_text(table.read_text(encoding="utf-8").replace(",cross,", ",self,"), encoding="utf-8")
     assert "no cross-identity pair" in study.run(project.params, project.paths, "g")["note"]
     assert read_csv(project.paths.study / "rater_03.csv") == []
+    assert not list(project.paths.study.glob("*.zip"))
 
 
-def answer(folder: Path, target: Path, prefers: dict[str, str]) -> Path:
-    """Fill in a rater's sheet: for each pair the method named in `prefers` wins."""
-    key = {row["pair"]: row for row in read_csv(folder / "key.csv")}
-    rows = read_csv(folder / target.name)
-    for row in rows:
-        known = key[row["pair"]]
-        methods = {known["video_a"]: known["method_a"], known["video_b"]: known["method_b"]}
-        wanted = prefers.get(known["repeat_of"] or row["pair"], "head3d")
-        row["choice"] = "a" if methods[row["video_a"]] == wanted else "b"
-    target.parent.mkdir(exist_ok=True)
-    with target.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
+def test_videos_made_elsewhere_are_compared_where_they_exist(project: Project) -> None:
+    generated = project.paths.generated
+    source = generated / "videos" / "mean_canonical" / "cross"
+    target = generated / "videos" / "fomm" / "cross"
+    target.mkdir(parents=True)
+    rows: list[dict[str, Any]] = []
+    for number in range(5):
+        pair = f"cross_00{number}"
+        if number < 2:
+            (target / f"{pair}.mp4").write_bytes((source / f"{pair}.mp4").read_bytes())
+        rows.append({"method": "fomm", "pair": pair, "status": "ok" if number < 2 else "missing"})
+    with (generated / "external.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, ["method", "pair", "status", "reason", "sha256"], restval="")
         writer.writeheader()
         writer.writerows(rows)
-    return target
-
-
-def test_tally_counts_known_answers(project: Project, tmp_path: Path) -> None:
-    study.run(project.params, project.paths, "f")
-    folder = project.paths.study
-    first = sorted(row["pair"] for row in read_csv(folder / "pairs.csv"))[:3]
-    sheets = [
-        answer(folder, tmp_path / "back" / "rater_01.csv", {}),
-        answer(folder, tmp_path / "back" / "rater_02.csv", {first[0]: "mean_canonical"}),
-        answer(folder, tmp_path / "back" / "rater_03.csv", {first[0]: "mean_canonical", first[1]: "mean_canonical"}),
-    ]
-    table = tally(sheets, folder / "key.csv")
-    assert table.raters == 3
-    assert table.dropped == []
-    assert table.unanswered == 0
-    assert (table.repeats, table.repeats_agree) == (6, 6)
-    (row,) = table.rows
-    assert (row["dataset"], row["method"], row["answers"], row["preferred"]) == ("demo", "mean_canonical", 9, 6)
-    assert row["percent"] == pytest.approx(66.667, abs=0.001)
-    assert (row["low_percent"], row["high_percent"]) == (pytest.approx(35.42, abs=0.01), pytest.approx(87.94, abs=0.01))
-
-
-@pytest.mark.parametrize(
-    ("hits", "total", "low", "high"),
-    [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (72, 100, 0.6251, 0.7986)],
-)
-def test_wilson_against_published_values(hits: int, total: int, low: float, high: float) -> None:
-    assert wilson(hits, total) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_hostile_rows_are_dropped_with_reasons(project: Project, tmp_path: Path) -> None:
-    study.run(project.params, project.paths, "f")
-    folder = project.paths.study
-    sheet_path = answer(folder, tmp_path / "back" / "rater_01.csv", {})
-    rows = read_csv(sheet_path)
-    rows[0]["choice"] = "both"
-    rows[1]["video_a"], rows[1]["video_b"] = "other.mp4", rows[1]["video_b"]
-    rows[2]["choice"] = ""
-    rows[3]["choice"] = " A "  # spreadsheets and people do this
-    rows += [dict(rows[4]), {**rows[4], "pair": "p9999"}, {**rows[4], "pair": "=cmd()", "comment": "x" * 5000}]
-    text = ";".join(rows[0]) + "\r\n" + "".join(";".join(row.values()) + "\r\n" for row in rows)
-    sheet_path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    others = {
-        "rater_02.csv": b"",
-        "rater_03.csv": b"pair,choice\np0001,a\n",
-        "rater_04.csv": b"PK\x03\x04\0\0spreadsheet",
-        "copy_of_01.csv": sheet_path.read_bytes(),
-    }
-    for name, data in others.items():
-        (tmp_path / "back" / name).write_bytes(data)
-    again = tmp_path / "again" / "rater_01.csv"
-    again.parent.mkdir()
-    again.write_bytes(text.encode() + b"\n")
-    table = tally(
-        [sheet_path, *(tmp_path / "back" / n for n in others), again, tmp_path / "no.csv"], folder / "key.csv"
-    )
-    lines = {item["line"]: item["reason"] for item in table.dropped if item["file"] == "rater_01.csv" and item["line"]}
-    assert set(lines) == {2, 3, 7, 8, 9}
-    assert "'both'" in lines[2]
-    assert "not this pair's" in lines[3]
-    assert "second answer" in lines[7]
-    assert "unknown pair 'p9999'" in lines[8]
-    assert "unknown pair '=cmd()'" in lines[9]
-    whole = {item["file"]: item["reason"] for item in table.dropped if item["line"] == 0}
-    assert "without the column" in whole["rater_02.csv"]
-    assert "video_a" in whole["rater_03.csv"]
-    assert "spreadsheet" in whole["rater_04.csv"]
-    assert "same content" in whole["copy_of_01.csv"]
-    assert "second sheet" in whole["rater_01.csv"]
-    assert "cannot be read" in whole["no.csv"]
-    assert table.unanswered == 1
-    assert table.raters == 1
-    assert sum(row["answers"] for row in table.rows) + table.repeats <= 2  # five pairs, three of them spoilt
-
-
-def test_tally_without_answers_or_key_says_what_to_do(project: Project) -> None:
-    study.run(project.params, project.paths, "f")
-    folder = project.paths.study
-    with pytest.raises(StageError, match="column `choice`"):
-        tally([folder / "rater_01.csv"], folder / "key.csv")
-    with pytest.raises(StageError, match="not a study's key"):
-        tally([folder / "rater_01.csv"], folder / "pairs.csv")
-    with pytest.raises(StageError, match="does not exist"):
-        tally([folder / "rater_01.csv"], folder / "none.csv")
+    params = with_methods(project.params, *METHODS, "fomm")
+    summary = study.run(params, project.paths, "f")
+    assert summary["pairs_demo_fomm"] == 2
+    assert summary["pairs_missing_per_method"] == 1
+    used = {row["source_pair"] for row in read_csv(project.paths.study / "key.csv") if "fomm" in row.values()}
+    assert used == {"cross_000", "cross_001"}
+    assert len(originals(project.paths.study)) == 5
