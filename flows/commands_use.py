@@ -142,11 +142,21 @@ def animate(
     ] = None,
     pick: Annotated[str, typer.Option(help="How they are chosen: even (in time) or spread (by pose).")] = "even",
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N. None: params.yaml.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="auto (the fastest that leaves the quality as it is), float32, tf32, float16, bfloat16.")
+    ] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first: a minute, for long videos on a GPU.")
+    ] = False,
+    sound: Annotated[bool, typer.Option(help="Keep the driving video's sound.")] = True,
     checkpoints: Annotated[
         Path | None, typer.Option(help="Folder with geometry/, canonical/ and fusion/. None: data/checkpoints.")
     ] = None,
 ) -> None:
     """Move the head of one video as another moves, with the trained model.
+
+    The driving video may be as long as you like; its sound is kept. Ctrl-C ends the file after the frames made so far,
+    and it plays.
 
     Examples:
 
@@ -154,7 +164,7 @@ def animate(
 
       head3d animate me.mp4 speech.mp4 -o out.mp4 --mode relative --references 5
     """
-    from tasks.animate import Limits
+    from tasks.animate import Limits, Wanted
     from tasks.animate import animate as animate_video
     from tasks.references import PICKS
 
@@ -166,18 +176,20 @@ def animate(
     checkpoints = checkpoints.resolve() if checkpoints else None
     params, paths = enter_project()
     out.parent.mkdir(parents=True, exist_ok=True)
-    summary = animate_video(
-        subject,
-        driving,
-        out,
-        checkpoints=checkpoints or paths.data / "checkpoints",
-        device=device or params.runtime.device,
-        mode=mode or params.generate.mode,
-        references=references or params.generate.references,
-        limits=Limits(params.quality, params.notices),
-        pick=pick,
+    wanted = Wanted(
+        device or params.runtime.device,
+        mode or params.generate.mode,
+        references or params.generate.references,
+        pick,
+        precision,
+        compiled,
+        sound,
     )
+    folder, limits = checkpoints or paths.data / "checkpoints", Limits(params.quality, params.notices)
+    summary = animate_video(subject, driving, out, checkpoints=folder, wanted=wanted, limits=limits)
     print_summary(summary, out)
+    if "stopped" in summary:
+        raise typer.Exit(130)
 
 
 def metrics(

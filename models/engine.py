@@ -172,8 +172,10 @@ class Engine:
         if self._size == (height, width):
             return
         self._size, self._path, self._run = (height, width), PerFrame(self.model, height, width), self._compute
+        flow = self._path.fusion.flow
+        exact = (flow.regions.head, flow.mask_head, flow.mask_reference, flow.attention)  # float32 always, see `scores`
         for part in self._path.modules():
-            if isinstance(part, nn.Conv2d | nn.Linear):
+            if isinstance(part, nn.Conv2d | nn.Linear) and part not in exact:
                 for weight in (part.weight, part.bias):
                     if weight is not None:
                         weight.data = self._stored(weight.data)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tasks.animate import Limits, driving_notices, prepare, subject_notices, subject_state
+from tasks.animate import Limits, driving_notices, subject_notices, subject_state
 from tasks.attention_maps import COLUMNS, MAPS, Inside, colour_bar, flow_scale, flow_wheel, look_inside, row_tiles
 from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.frames import spread_frames
+from tasks.prepared import prepare
 from tasks.sheets import GAP_PX, PAPER_RGB, TEXT_PX, contact_sheet, text_line
 from tasks.trained import load_model, load_preparation
 
@@ -125,6 +126,6 @@ def write_attention_sheet(
     means = {f"{name}_in_head": round(float(value), 3) for name, value in zip(MAPS, inside.share.mean(0), strict=True)}
     said = [
         *subject_notices(person, ready, crop, limits),
-        *driving_notices(motion, model.pose(images * masks).angles_deg, model, crop, limits, checkpoints),
+        *driving_notices(motion.measures, model.pose(images * masks).angles_deg, model, crop, limits, checkpoints),
     ]
     return {"rows": len(at), **means, "device": str(where), "notices": said}

@@ -17,9 +17,10 @@ from trimesh.exchange.ply import export_ply
 
 from models.geometry import NOMINAL_DISTANCE_M, back_project, intrinsics
 from models.head3d import Subject
-from tasks.animate import Limits, prepare, subject_notices, subject_state
+from tasks.animate import Limits, subject_notices, subject_state
 from tasks.device import choose_device
 from tasks.errors import StageError
+from tasks.prepared import prepare
 from tasks.trained import load_model, load_preparation
 
 KINDS = (".glb", ".ply", ".png")

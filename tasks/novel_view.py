@@ -12,12 +12,13 @@ from PIL import Image
 
 from models.config import Camera
 from models.pose_net import HeadPose
-from tasks.animate import Limits, prepare, subject_notices, subject_state
+from tasks.animate import Limits, subject_notices, subject_state
 from tasks.backdrop import backdrop, draw_views
 from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.frames import to_uint8
 from tasks.notices import notices, pose_findings, trained_range
+from tasks.prepared import prepare
 from tasks.sheets import contact_sheet, enlarge
 from tasks.trained import load_model, load_preparation
 from tasks.video import write_video

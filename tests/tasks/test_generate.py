@@ -17,7 +17,7 @@ from PIL import Image
 from models.canonical import HeadLayer
 from models.config import MethodName, Params
 from tasks import canonical, fusion, generate, geometry, parse
-from tasks.animate import Limits, animate
+from tasks.animate import Limits, Wanted, animate
 from tasks.clip_data import load_clips
 from tasks.errors import StageError
 from tasks.export_head import export_head
@@ -251,11 +251,8 @@ def test_animate_moves_a_new_video(finished: tuple[Params, Paths], tmp_path: Pat
             tmp_path / "driving.mp4",
             out,
             checkpoints=paths.data / "checkpoints",
-            device="cpu",
-            mode=mode,
-            references=3,
+            wanted=Wanted("cpu", mode, 3, "spread" if mode == "relative" else "even"),
             limits=LIMITS,
-            pick="spread" if mode == "relative" else "even",
         )
         frames = np.concatenate(list(iterate_frames(out)))
         assert frames.shape == (12, 48, 48, 3)
@@ -266,9 +263,7 @@ def test_animate_moves_a_new_video(finished: tuple[Params, Paths], tmp_path: Pat
             tmp_path / "driving.mp4",
             tmp_path / "x.mp4",
             checkpoints=tmp_path,
-            device="cpu",
-            mode="absolute",
-            references=3,
+            wanted=Wanted("cpu", "absolute", 3),
             limits=LIMITS,
         )
 

@@ -14,7 +14,6 @@ from PIL import Image
 from flows.cli import app
 from flows.preset_files import preset_text
 from models.pose_net import HeadPose, PoseNetwork
-from tasks.animate import lost_share
 from tasks.faces import Faces, FrameTrack, Looks
 from tasks.notices import (
     AngleRange,
@@ -28,6 +27,7 @@ from tasks.notices import (
     unseen_share,
 )
 from tasks.paths import Paths
+from tasks.prepared import lost_share
 from tasks.report_failures import failure_section
 from tasks.stores import geometry_arrays, open_or_create, write_rows
 from tasks.video import iterate_frames, write_video
