@@ -32,6 +32,15 @@ TABLE1: dict[str, dict[str, Figures]] = {
 }
 """Dataset -> method: self-reconstruction at 128 px."""
 
+TABLE2: dict[str, dict[str, int]] = {
+    "voxceleb": {"FOMM": 72, "MRAA": 57, "DaGAN": 80, "FaceV2V": 53},
+    "faceforensics": {"FOMM": 68, "MRAA": 59, "DaGAN": 86, "FaceV2V": 54},
+}
+"""Dataset -> rival: percent of the comparisons in which raters preferred Head3D, cross-identity."""
+
+DATASETS = {"voxceleb": "VoxCeleb", "faceforensics": "FaceForensics"}
+"""How the paper writes them."""
+
 TABLE3: dict[MethodName, Figures] = {
     "head3d_n1": Figures(0.0117, 0.0873),
     "head3d_n3": Figures(0.0115, 0.0880),

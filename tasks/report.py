@@ -1,105 +1,161 @@
-"""One self-contained HTML file: what was run, how good it is, and what it looks like."""
+"""A folder to open in a browser: what was run, how good it is, and what it looks like.
+
+`index.html` with its pictures, videos and heads beside it. It needs no network, works from disk, and without scripts:
+then videos have the browser's own controls and heads their pictures.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import hashlib
 import shutil
-import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 
 from models.config import Params
 from tasks.charts import Line, line_chart
-from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.generated import read_pairs, records
+from tasks.inspect_sheets import inspect_clip
 from tasks.labels import COLOURS, NAMES
 from tasks.methods import OURS
 from tasks.paths import Paths
 from tasks.report_attention import attention_section
 from tasks.report_examples import Example, Picture, Stores, choose, make_example, small
 from tasks.report_failures import failure_section
-from tasks.report_media import frame_indices, image_uri, outlined, shrink
-from tasks.report_tables import FIGURE_NAMES, ablations, motion, results
+from tasks.report_files import LIMIT_MB, MEDIA, Shelf, folder_mb, shelves
+from tasks.report_heads import TURNS_DEG, heads_section
+from tasks.report_media import frame_indices, outlined, shrink
+from tasks.report_run import device_name, duration, environment, frame_times, hashes, revision, summaries, times
+from tasks.report_tables import FIGURE_NAMES, ablations, motion, paper_tables, preferences, results
 from tasks.sheets import colour_labels
 from tasks.stores import array, open_store
 
-STAGES = ("acquire", "crop", "parse", "geometry", "canonical", "fusion", "generate", "evaluate", "study")
 TRAINED = {
     "geometry": "Stage 1: geometry (Eq. 4)",
     "canonical": "Stage 2: canonical head (Eq. 6)",
     "fusion": "Stage 3: fusion (Eq. 8)",
 }
-PACKAGES = (
-    "torch", "torchvision", "lpips", "numpy", "pandas", "zarr", "av", "decord", "facenet-pytorch", "dvc", "prefect",
-)  # fmt: skip
-MASKS_SHOWN = 12
+MASKS_SHOWN, SHEETS_SHOWN, SHEET_FRAMES = 12, 2, 8
 REFUSED_SHOWN = 100
+HERE = Path(__file__).parent
+VIEWER = HERE / "viewer" / "viewer.min.js"
 
 
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
-    """Write `report/index.html`.
+    """Write the folder `report` anew.
 
     Args:
         params: All settings.
         paths: Where the data lies.
-        fingerprint: Shown at the end of the report, so that a file can be told from another run's.
+        fingerprint: Shown at the end of the report, so that a folder can be told from another run's.
 
     Returns:
-        The file's size and how many examples and inputs it shows.
+        The folder's size and how many examples, heads and refused inputs it shows.
 
     Raises:
-        StageError: A table that it needs is missing.
+        StageError: A table that it needs is missing, or the folder would be too large.
     """
-    table = _read(paths.clip_table, "crop")
-    per_video = _read(paths.metrics / "per_video.csv", "evaluate")
-    figures = _read(paths.metrics / "table1.csv", "evaluate")
-    summaries = _summaries(paths)
-    examples = _examples(params, paths, table, per_video)
-    masks, legend = _masks(paths, table)
-    refused = table[table["status"] != "ok"]
-    context = {
-        "style": (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8"),
-        "facts": _facts(params, paths, table),
-        "tiles": _tiles(summaries, table),
-        "results": results(figures),
-        "ablations": ablations(_read(paths.metrics / "table3.csv", "evaluate"), params.generate.references),
-        "motion": motion(per_video),
-        "definitions": _definitions(summaries.get("evaluate", {})),
-        "random_backbone": "lpips_random_backbone" in figures.columns,
-        "worse_than_copy": (summaries.get("evaluate", {}).get("l2_ratio_to_copy") or 0) >= 1,
-        "attention": attention_section(params, paths),
-        "failures": failure_section(params, paths),
-        "charts": _charts(paths),
-        "examples": examples,
+    tables = {
+        "per_video": _read(paths.metrics / "per_video.csv", "evaluate"),
+        "table1": _read(paths.metrics / "table1.csv", "evaluate"),
+        "table3": _read(paths.metrics / "table3.csv", "evaluate"),
+    }
+    clips = _read(paths.clip_table, "crop")
+    folder = paths.report
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / MEDIA).mkdir(parents=True)
+    shown = _pictures(params, paths, clips, tables["per_video"], shelves(folder))
+    if any(head["url"] for head in shown["heads"]["heads"]):
+        shutil.copyfile(_checked_viewer(), folder / "viewer.js")
+    html = _template().render({**_words(params, paths, fingerprint, clips, tables), **shown})
+    (folder / "index.html").write_text(html, encoding="utf-8")
+    size = folder_mb(folder)
+    if size > LIMIT_MB:
+        raise StageError(f"the report takes {size:.0f} MB, more than {LIMIT_MB:.0f}; make report.examples smaller")
+    examples: dict[str, list[Example]] = shown["examples"]
+    return {
+        "report_mb": round(size, 2),
+        **{f"examples_{setting}": len(items) for setting, items in examples.items()},
+        **{f"examples_left_out_{setting}": count for setting, count in shown["left_out"].items() if count},
+        "heads": len(shown["heads"]["heads"]),
+        "inputs_refused": int((clips["status"] != "ok").sum()),
+    }
+
+
+def _pictures(
+    params: Params, paths: Paths, clips: pd.DataFrame, per_video: pd.DataFrame, shelf: dict[str, Shelf]
+) -> dict[str, Any]:
+    """Everything with pictures, in the order in which it takes room on the shelves."""
+    other = shelf["pictures"]
+    attention = attention_section(params, paths, other)
+    failures = failure_section(params, paths, other)
+    masks, legend = _masks(paths, clips, other)
+    sheets = _sheets(params, paths, clips, other)
+    heads = heads_section(params, paths, shelf["heads"], other)
+    examples, left_out = _examples(params, paths, clips, per_video, shelf["examples"])
+    return {
+        "attention": attention,
+        "failures": failures,
         "masks": masks,
         "labels": legend,
-        "counts": _counts(table),
+        "sheets": sheets,
+        "heads": heads,
+        "turns": [f"{turn:g}" for turn in TURNS_DEG],
+        "examples": examples,
+        "left_out": left_out,
+    }
+
+
+def _words(
+    params: Params, paths: Paths, fingerprint: str, clips: pd.DataFrame, tables: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
+    """Everything without pictures."""
+    said = summaries(paths)
+    refused = clips[clips["status"] != "ok"]
+    evaluate = said.get("evaluate", {})
+    return {
+        "style": (HERE / "templates" / "report.css").read_text(encoding="utf-8"),
+        "script": (HERE / "templates" / "report.js").read_text(encoding="utf-8"),
+        "facts": _facts(params, paths, clips),
+        "tiles": _tiles(said, clips),
+        "results": results(tables["table1"]),
+        "paper": paper_tables(),
+        "preferences": preferences(paths),
+        "ablations": ablations(tables["table3"], params.generate.references),
+        "motion": motion(tables["per_video"]),
+        "definitions": _definitions(evaluate),
+        "random_backbone": "lpips_random_backbone" in tables["table1"].columns,
+        "worse_than_copy": (evaluate.get("l2_ratio_to_copy") or 0) >= 1,
+        "charts": _charts(paths),
+        "counts": _counts(clips),
         "refused": records(refused[["video", "status", "reason", "detail"]].head(REFUSED_SHOWN)),
         "refused_total": len(refused),
-        "times": _times(summaries),
-        "study": summaries.get("study", {}),
-        "summaries": summaries,
+        "times": times(said),
+        "frame_times": frame_times(said),
+        "study": said.get("study", {}),
+        "summaries": said,
         "settings": yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True),
-        "environment": _environment(params),
+        "environment": environment(params),
+        "hashes": hashes(paths, fingerprint),
         "fingerprint": fingerprint,
     }
-    html = _template().render(context)
-    shutil.rmtree(paths.report, ignore_errors=True)
-    paths.report.mkdir(parents=True)
-    target = paths.report / "index.html"
-    target.write_text(html, encoding="utf-8")
-    shown = {f"examples_{setting}": len(items) for setting, items in examples.items()}
-    return {"report_mb": round(target.stat().st_size / 1e6, 2), **shown, "inputs_refused": len(refused)}
+
+
+def _checked_viewer() -> Path:
+    """The viewer's file.
+
+    Raises:
+        StageError: It is not the one that belongs to this version.
+    """
+    wanted = VIEWER.with_name(f"{VIEWER.name}.sha256").read_text(encoding="utf-8").split()[0]
+    if hashlib.sha256(VIEWER.read_bytes()).hexdigest() != wanted:
+        raise StageError(f"{VIEWER} was changed; `git checkout tasks/viewer` brings it back (or see its README.md)")
+    return VIEWER
 
 
 def _template() -> jinja2.Template:
@@ -116,16 +172,6 @@ def _read(path: Path, stage: str) -> pd.DataFrame:
     return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
 
 
-def _summaries(paths: Paths) -> dict[str, dict[str, Any]]:
-    """What each stage said about itself, in the order of the pipeline."""
-    found = {}
-    for stage in STAGES:
-        path = paths.metrics / f"{stage}.json"
-        if path.is_file():
-            found[stage] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
 def _facts(params: Params, paths: Paths, table: pd.DataFrame) -> list[tuple[str, str]]:
     """What was run: lines of the header."""
     good = table[table["status"] == "ok"]
@@ -135,31 +181,10 @@ def _facts(params: Params, paths: Paths, table: pd.DataFrame) -> list[tuple[str,
         ("Sources", ", ".join(params.acquire.sources)),
         ("People", ", ".join(f"{count} {split}" for split, count in people.items()) or "none"),
         ("Clips", f"{len(good)} of {crop.clip_frames} frames, {crop.size_px} x {crop.size_px} px"),
-        ("Device", _device_name(params)),
+        ("Device", device_name(params)),
         ("Revision", revision(paths.data.parent)),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-def revision(folder: Path) -> str:
-    """Short git revision of the folder's checkout and whether tracked files are changed; empty without a checkout."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
-        return done.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short", "HEAD") + (" + local changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _device_name(params: Params) -> str:
-    device = choose_device(params.runtime.device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {os.cpu_count()} cores"
 
 
 def _tiles(summaries: dict[str, dict[str, Any]], table: pd.DataFrame) -> list[dict[str, str]]:
@@ -177,15 +202,8 @@ def _tiles(summaries: dict[str, dict[str, Any]], table: pd.DataFrame) -> list[di
         tiles.append({"value": f"{follows:.2f}", "label": "motion correlation with the driving video, cross-identity"})
     good = table[table["status"] == "ok"]
     tiles.append({"value": f"{good['video'].nunique()} / {table['video'].nunique()}", "label": "videos gave a clip"})
-    tiles.append({"value": _duration(seconds), "label": "for all stages"})
+    tiles.append({"value": duration(seconds), "label": "for all stages"})
     return tiles
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _definitions(evaluate: dict[str, Any]) -> list[tuple[str, str]]:
@@ -213,27 +231,26 @@ def _charts(paths: Paths) -> list[dict[str, Any]]:
     return charts
 
 
-def _examples(params: Params, paths: Paths, table: pd.DataFrame, per_video: pd.DataFrame) -> dict[str, list[Example]]:
-    pairs = read_pairs(paths)
-    stores = Stores(paths)
+def _examples(
+    params: Params, paths: Paths, table: pd.DataFrame, per_video: pd.DataFrame, shelf: Shelf
+) -> tuple[dict[str, list[Example]], dict[str, int]]:
+    """Examples of both settings, and how many of each do not fit; the settings take turns, so that both are shown."""
+    pairs, stores = read_pairs(paths), Stores(paths)
     rates = table.set_index("clip")["fps"].to_dict()
     per_video = per_video.astype({"pair": str})
-    return {
-        setting: [
-            make_example(
-                pair,
-                stores,
-                params,
-                float(rates.get(pair["driving_clip"], 25.0)),
-                per_video[per_video["pair"] == pair["pair"]],
-            )
-            for pair in choose(pairs, per_video, setting, params.report.examples)
-        ]
-        for setting in ("self", "cross")
-    }
+    chosen = {setting: choose(pairs, per_video, setting, params.report.examples) for setting in ("self", "cross")}
+    made: dict[str, list[Example]] = {setting: [] for setting in chosen}
+    for number in range(max(map(len, chosen.values()))):
+        for setting, rows in chosen.items():
+            if number < len(rows) and not shelf.full:
+                pair = rows[number]
+                rate = float(rates.get(pair["driving_clip"], 25.0))
+                figures = per_video[per_video["pair"] == pair["pair"]]
+                made[setting].append(make_example(pair, stores, params, rate, figures, shelf))
+    return made, {setting: len(rows) - len(made[setting]) for setting, rows in chosen.items()}
 
 
-def _masks(paths: Paths, table: pd.DataFrame) -> tuple[list[Picture], list[tuple[str, str]]]:
+def _masks(paths: Paths, table: pd.DataFrame, shelf: Shelf) -> tuple[list[Picture], list[tuple[str, str]]]:
     """The middle frame of some clips, outlined and in label colours, and the colours' legend (name, CSS colour)."""
     store = open_store(paths.masks)
     frames, head, labels = array(open_store(paths.clips), "frames"), array(store, "head"), array(store, "labels")
@@ -248,7 +265,7 @@ def _masks(paths: Paths, table: pd.DataFrame) -> tuple[list[Picture], list[tuple
         seen |= {int(label) for label in np.unique(classes)}
         outline = shrink(outlined(image[None], mask[middle][None])[0])
         colours = shrink(colour_labels(classes).repeat(2, axis=0).repeat(2, axis=1))
-        both = image_uri(np.concatenate([outline, colours], axis=1))
+        both = shelf.image(np.concatenate([outline, colours], axis=1))
         pictures.append(Picture(f"{clip}, head {mask.mean():.0%}", f"head mask and labels of clip {clip}", both))
     legend = [
         (NAMES[label], "#" + bytes(COLOURS[label].tolist()).hex()) for label in sorted(seen) if label < len(NAMES)
@@ -256,29 +273,21 @@ def _masks(paths: Paths, table: pd.DataFrame) -> tuple[list[Picture], list[tuple
     return pictures, legend
 
 
+def _sheets(params: Params, paths: Paths, table: pd.DataFrame, shelf: Shelf) -> list[Picture]:
+    """The sheets of `head3d inspect CLIP` of some test clips."""
+    good = table[(table["status"] == "ok") & (table["split"] == "test")].sort_values("row")
+    names = [str(name) for name in good["clip"]]
+    return [
+        Picture(
+            names[index],
+            f"clip {names[index]}: frames, labels, the head mask's outline, its area and change over time, measures",
+            shelf.image(inspect_clip(paths, names[index], SHEET_FRAMES, params.quality), 80),
+        )
+        for index in (frame_indices(len(names), SHEETS_SHOWN) if names else [])
+    ]
+
+
 def _counts(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of the clip table by status and reason."""
     groups = table.groupby(["status", "reason"], sort=True).size().reset_index(name="count")
     return records(groups.sort_values("count", ascending=False))
-
-
-def _times(summaries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    seconds = {
-        stage: float(summary["seconds"]) for stage, summary in summaries.items() if summary.get("seconds") is not None
-    }
-    longest = max(seconds.values(), default=1.0) or 1.0
-    return [
-        {"stage": stage, "text": _duration(value), "bar": round(100 * value / longest, 1)}
-        for stage, value in seconds.items()
-    ]
-
-
-def _environment(params: Params) -> list[tuple[str, str]]:
-    found = [("Python", platform.python_version()), ("System", f"{platform.system()} {platform.machine()}")]
-    found.append(("Device", _device_name(params)))
-    for package in PACKAGES:
-        try:
-            found.append((package, metadata.version(package)))
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from models.config import Params
 from models.head3d import Head3D
@@ -24,11 +22,12 @@ from tasks.attention_maps import (
 )
 from tasks.device import choose_device
 from tasks.errors import StageError
-from tasks.generate import reference_frames
 from tasks.generated import read_pairs, records
 from tasks.paths import Paths
 from tasks.report_examples import Stores
-from tasks.report_media import frame_indices, image_uri
+from tasks.report_files import Shelf
+from tasks.report_media import frame_indices
+from tasks.report_subjects import clip_tensors, subject_of
 from tasks.trained import load_model
 
 PAIRS = 24
@@ -59,12 +58,13 @@ class Look(NamedTuple):
     share: np.ndarray
 
 
-def attention_section(params: Params, paths: Paths) -> dict[str, Any]:
+def attention_section(params: Params, paths: Paths, shelf: Shelf) -> dict[str, Any]:
     """What the template shows of the attention maps.
 
     Args:
         params: All settings; `generate`, `report` and `runtime` are used.
         paths: Where the data lies.
+        shelf: Where the pictures go.
 
     Returns:
         Rows with their pictures, the table over the difference in pose, and the legend; `missing` says why there is
@@ -91,7 +91,7 @@ def attention_section(params: Params, paths: Paths) -> dict[str, Any]:
         {
             "title": f"{name}, {SETTINGS[str(look.pair['setting'])]}: {_who(look.pair)}, frame {look.frame}",
             "note": inside.describe(look.position),
-            "uri": image_uri(np.concatenate(row_tiles(inside, look.position, full_px), axis=1)),
+            "url": shelf.image(np.concatenate(row_tiles(inside, look.position, full_px), axis=1)),
         }
         for (name, look), inside in zip(shown, insides, strict=True)
     ]
@@ -101,8 +101,8 @@ def attention_section(params: Params, paths: Paths) -> dict[str, Any]:
         "bins": _bins(looks),
         "note": _correlation(looks),
         "full_px": f"{full_px:g}",
-        "wheel": image_uri(flow_wheel(WHEEL_PX)),
-        "bar": image_uri(colour_bar(*BAR_PX)),
+        "wheel": shelf.image(flow_wheel(WHEEL_PX)),
+        "bar": shelf.image(colour_bar(*BAR_PX)),
     }
 
 
@@ -117,19 +117,11 @@ def _who(pair: dict[str, Any]) -> str:
     return f"{pair['subject_identity']} driven by {pair['driving_identity']}"
 
 
-def _tensors(stores: Stores, row: int, frames: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Frames of a clip `(n, 3, H, W)` in [0, 1] and their head masks `(n, 1, H, W)`."""
-    images = torch.from_numpy(np.asarray(stores.frames[row])[frames]).to(device).permute(0, 3, 1, 2).float() / 255
-    return images, torch.from_numpy(np.asarray(stores.head[row])[frames]).to(device)[:, None].float()
-
-
 def _inside(pair: dict[str, Any], model: Head3D, stores: Stores, params: Params) -> Inside:
     """The pair's subject as `generate` makes it, driven by some frames of the driving clip."""
-    config, length = params.generate, stores.frames.shape[1]
-    chosen = reference_frames(int(pair["reference_frame"]), length, config.references, config.seed).tolist()
-    subject = model.subject(*_tensors(stores, int(pair["subject_row"]), chosen, model.device), reference=0)
-    at = frame_indices(length, params.report.frames_per_sheet)
-    return look_inside(model, subject, *_tensors(stores, int(pair["driving_row"]), at, model.device))
+    subject = subject_of(pair, model, stores, params)
+    at = frame_indices(stores.frames.shape[1], params.report.frames_per_sheet)
+    return look_inside(model, subject, *clip_tensors(stores, int(pair["driving_row"]), at, model.device))
 
 
 def _looks(pair: dict[str, Any], model: Head3D, stores: Stores, params: Params) -> list[Look]:

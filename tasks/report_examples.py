@@ -13,9 +13,10 @@ from PIL import Image
 
 from models.config import Params
 from tasks.generated import missing_videos, records
-from tasks.methods import BASELINE, METHODS, OURS, method_name
+from tasks.methods import BASELINE, OURS, method_name
 from tasks.paths import Paths
-from tasks.report_media import error_map, frame_indices, image_uri, outlined, panel_scale, shrink, strip, video_uri
+from tasks.report_files import Clip, Shelf
+from tasks.report_media import error_map, frame_indices, outlined, shrink
 from tasks.stores import array, open_store
 
 
@@ -26,23 +27,23 @@ def small(value: float) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with its caption; `alt` is for those who cannot see it."""
+    """An image with its caption; `alt` is for those who cannot see it, `url` is relative to the page."""
 
     caption: str
     alt: str
-    uri: str
+    url: str
 
 
 @dataclass(frozen=True)
 class Example:
-    """One pair: its video (with the panels' names), single pictures, strips of frames, and figures."""
+    """One pair: its video (with its panels' names), single pictures, strips of frames, and figures."""
 
     title: str
     note: str
     figures: list[tuple[str, str]]
-    video: str
-    poster: str
-    video_width: int
+    clip: Clip
+    fps: float
+    frames: int
     panels: list[str]
     singles: list[Picture]
     strips: list[Picture]
@@ -96,8 +97,10 @@ def choose(pairs: pd.DataFrame, per_video: pd.DataFrame, setting: str, count: in
     )
 
 
-def make_example(pair: dict[str, Any], stores: Stores, params: Params, fps: float, figures: pd.DataFrame) -> Example:
-    """Sheet and video of one pair.
+def make_example(
+    pair: dict[str, Any], stores: Stores, params: Params, fps: float, figures: pd.DataFrame, shelf: Shelf
+) -> Example:
+    """Sheet and video of one pair, every method that made it side by side.
 
     Args:
         pair: A row of `choose`.
@@ -105,6 +108,7 @@ def make_example(pair: dict[str, Any], stores: Stores, params: Params, fps: floa
         params: All settings; `report` and `generate` are used.
         fps: Of the driving clip.
         figures: Rows of per_video.csv of this pair.
+        shelf: Where the pictures and the video go.
 
     Returns:
         Everything the template shows.
@@ -116,28 +120,27 @@ def make_example(pair: dict[str, Any], stores: Stores, params: Params, fps: floa
     made = {method: frames for method, frames in outputs.items() if frames is not None}
     at = frame_indices(len(driving), params.report.frames_per_sheet)
     strips = [
-        Picture("Subject", "frames of the subject video", strip(subject, frame_indices(len(subject), len(at)))),
-        Picture("Driving", "frames of the driving video", strip(driving, at)),
-        Picture("Driving head mask", "driving frames, the head outlined", strip(outlined(driving, masks), at)),
+        Picture("Subject", "frames of the subject video", shelf.strip(subject, frame_indices(len(subject), len(at)))),
+        Picture("Driving", "frames of the driving video", shelf.strip(driving, at)),
+        Picture("Driving head mask", "driving frames, the head outlined", shelf.strip(outlined(driving, masks), at)),
     ]
-    rivals = [method for method in params.generate.methods if method in made and METHODS[method].in_study]
     for method, frames in made.items():
-        if method in (OURS, *rivals):
-            strips.append(Picture(method_name(method), f"output of {method_name(method)}", strip(frames, at)))
+        if method != BASELINE:
+            name = method_name(method)
+            strips.append(Picture(name, f"output of {name}", shelf.strip(frames, at)))
         if method == OURS and pair["setting"] == "self":
             caption = f"{method_name(OURS)}: error"
-            strips.append(Picture(caption, "error of the output", strip(error_map(frames, driving), at)))
-    shown = [method for method in (OURS, *rivals[:1]) if method in made] + [m for m in (BASELINE,) if m in made]
-    panels = [subject, driving, *(made[method] for method in shown)]
+            strips.append(Picture(caption, "error of the output", shelf.strip(error_map(frames, driving), at)))
+    panels = [subject, driving, *made.values()]
     return Example(
         title=_title(pair),
         note=_note(pair),
-        figures=_figures(figures[figures["method"].isin([OURS, *rivals, BASELINE])]),
-        video=video_uri(panels, fps),
-        poster=image_uri(np.concatenate([panel[len(panel) // 2] for panel in panels], axis=1)),
-        video_width=len(panels) * subject.shape[2] * panel_scale(max(subject.shape[1:3])),
-        panels=["Subject", "Driving", *(method_name(method) for method in shown)],
-        singles=_singles(pair, stores.paths, subject, list(made)),
+        figures=_figures(figures[figures["method"].isin(list(made))]),
+        clip=shelf.video(panels, fps),
+        fps=round(fps, 3),
+        frames=min(len(panel) for panel in panels),
+        panels=["Subject", "Driving", *(method_name(method) for method in made)],
+        singles=_singles(pair, stores.paths, subject, list(made), shelf),
         strips=strips,
     )
 
@@ -174,14 +177,16 @@ def on_grey(path: Path) -> np.ndarray:
         return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))
 
 
-def _singles(pair: dict[str, Any], paths: Paths, subject: np.ndarray, methods: list[str]) -> list[Picture]:
+def _singles(
+    pair: dict[str, Any], paths: Paths, subject: np.ndarray, methods: list[str], shelf: Shelf
+) -> list[Picture]:
     """The reference frame, and the canonical head of every method that has one."""
     reference = shrink(subject[int(pair["reference_frame"])])
-    pictures = [Picture("Reference frame", "the subject frame that is warped", image_uri(reference))]
+    pictures = [Picture("Reference frame", "the subject frame that is warped", shelf.image(reference))]
     for method in methods:
         path = paths.generated / "canonical" / method / pair["setting"] / f"{pair['pair']}.png"
         if path.is_file():
-            head = on_grey(path)
-            caption = "Canonical head" if method == OURS else f"{method_name(method)}"
-            pictures.append(Picture(caption, f"canonical head of {method_name(method)}", image_uri(shrink(head))))
+            name = method_name(method)
+            caption = "Canonical head" if method == OURS else name
+            pictures.append(Picture(caption, f"canonical head of {name}", shelf.image(shrink(on_grey(path)))))
     return pictures

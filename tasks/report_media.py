@@ -1,23 +1,21 @@
-"""Pictures and videos of the report, as data URIs: strips of frames, outlines, error maps, side-by-side videos."""
+"""Pictures and videos of the report as arrays: outlines, error maps, panels of several videos in one."""
 
 from __future__ import annotations
 
-import base64
-import io
-import tempfile
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from tasks.sheets import draw_outline
-from tasks.video import write_video
 
 TILE_PX = 160
 """A frame of a strip is at most this large."""
 
-PANEL_PX = 192
-"""A panel of a video is at least about this large: 64 px would be too small to watch."""
+PANEL_PX, LARGEST_PANEL_PX = 192, 256
+"""A panel of a video is at least about the first (64 px would be too small to watch) and at most the second."""
+MOST_COLUMNS = 4
+"""Panels of a video stand in rows of so many: side by side, nine would be wider than some decoders take."""
 
 ERROR_FULL_SCALE = 0.3
 """Error maps are white-hot from this mean absolute difference (of [0, 1] RGB) on."""
@@ -28,19 +26,6 @@ def frame_indices(frames: int, count: int) -> list[int]:
     return sorted({round(float(t)) for t in np.linspace(0, frames - 1, min(count, frames))})
 
 
-def strip(frames: np.ndarray, indices: list[int]) -> str:
-    """Frames side by side.
-
-    Args:
-        frames: `(T, H, W, 3)` uint8 RGB.
-        indices: Which of them.
-
-    Returns:
-        A WebP data URI.
-    """
-    return image_uri(np.concatenate([shrink(frames[index]) for index in indices], axis=1))
-
-
 def shrink(image: np.ndarray) -> np.ndarray:
     """`image` `(H, W, 3)` uint8, made smaller where it is larger than a tile."""
     longest = max(image.shape[:2])
@@ -48,13 +33,6 @@ def shrink(image: np.ndarray) -> np.ndarray:
         return image
     size = (round(image.shape[1] * TILE_PX / longest), round(image.shape[0] * TILE_PX / longest))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-
-
-def image_uri(image: np.ndarray) -> str:
-    """`(H, W, 3)` uint8 RGB as a WebP data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "WEBP", quality=92, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def outlined(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -88,31 +66,49 @@ def error_map(output: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return (255 * heat).astype(np.uint8)
 
 
-def panel_scale(size_px: int) -> int:
-    """By how much a video's panels are enlarged."""
-    return max(1, round(PANEL_PX / size_px))
+class Mosaic(NamedTuple):
+    """Several videos as one.
+
+    Attributes:
+        frames: `(T, rows * height, columns * width, 3)` uint8; places without a panel are black.
+        columns: Panels of a row.
+        rows: Rows.
+        width: Of one panel, pixels; even, as yuv420p needs it at every seam.
+        height: The same.
+    """
+
+    frames: np.ndarray
+    columns: int
+    rows: int
+    width: int
+    height: int
 
 
-def video_uri(panels: list[np.ndarray], fps: float) -> str:
-    """Videos of equal size side by side, enlarged, as an H.264 data URI.
+def panel_px(size_px: int) -> int:
+    """The side at which a panel of `size_px` is shown: enlarged by a whole number, or made smaller; even."""
+    if size_px > LARGEST_PANEL_PX:
+        return LARGEST_PANEL_PX
+    return size_px * max(1, round(PANEL_PX / size_px)) // 2 * 2
+
+
+def mosaic(panels: list[np.ndarray]) -> Mosaic:
+    """Put videos into a grid, row by row.
 
     Args:
-        panels: `(T, H, W, 3)` uint8 each; the shortest decides the length.
-        fps: Frames per second.
+        panels: `(T, H, W, 3)` uint8 each, of one size, H = W; the shortest decides the length.
 
     Returns:
-        An mp4 data URI.
+        The grid's video.
     """
     frames = min(len(panel) for panel in panels)
-    height, width = panels[0].shape[1:3]
-    scale = panel_scale(max(height, width))
-    size = (width * scale, height * scale)
-    wide = np.empty((frames, size[1], size[0] * len(panels), 3), np.uint8)
+    side = panel_px(max(panels[0].shape[1:3]))
+    columns = min(MOST_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    grid = np.zeros((frames, rows * side, columns * side, 3), np.uint8)
     for number, panel in enumerate(panels):
+        row, column = divmod(number, columns)
+        place = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
         for t in range(frames):
-            image = Image.fromarray(panel[t]).resize(size, Image.Resampling.BICUBIC)
-            wide[t, :, number * size[0] : (number + 1) * size[0]] = np.asarray(image)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "video.mp4"
-        write_video(path, wide, fps, crf=20)
-        return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+            image = Image.fromarray(panel[t]).resize((side, side), Image.Resampling.BICUBIC)
+            grid[t][place] = np.asarray(image)
+    return Mosaic(grid, columns, rows, side, side)

@@ -11,7 +11,8 @@ from tasks.ablation import DIFFERENCE, Interval
 from tasks.evaluate import MOTION_DEFINITIONS
 from tasks.generated import records
 from tasks.methods import BASELINE, METHODS, OURS, method_name
-from tasks.paper_tables import TABLE1, TABLE3, TABLE3_REFERENCES
+from tasks.paper_tables import DATASETS, TABLE1, TABLE2, TABLE3, TABLE3_REFERENCES
+from tasks.paths import Paths
 from tasks.report_examples import small
 
 FIGURE_NAMES = {
@@ -27,6 +28,8 @@ FIGURE_NAMES = {
 }
 HIGHER_IS_BETTER = {"psnr_db"}
 PERCEPTUAL = ("lpips", "lpips_random_backbone")
+TALLY, TALLY_TABLE = "tally", "table2.csv"
+"""Below study/: what `head3d study tally` writes."""
 NOTHING = {"text": "", "sure": False}
 
 
@@ -37,7 +40,7 @@ def results(table: pd.DataFrame) -> list[dict[str, Any]]:
         table: table1.csv.
 
     Returns:
-        Every cell with its text, the length of its bar and whether it is the best; and the paper's lines.
+        Every cell with its text, the length of its bar and whether it is the best.
     """
     columns = [name for name in FIGURE_NAMES if name in table.columns]
     blocks = []
@@ -53,10 +56,47 @@ def results(table: pd.DataFrame) -> list[dict[str, Any]]:
             }
             for number, row in enumerate(records(rows))
         ]
-        paper = [(name, f"{l2:.4f} / {lpips:.4f}") for name, (l2, lpips) in TABLE1.get(str(dataset), {}).items()]
-        columns_shown = [_column(name) for name in columns]
-        blocks.append({"dataset": dataset, "columns": columns_shown, "rows": lines, "paper": paper})
+        blocks.append({"dataset": dataset, "columns": [_column(name) for name in columns], "rows": lines})
     return blocks
+
+
+def paper_tables() -> dict[str, Any]:
+    """The paper's own Tables 1 and 2 as rows of text; Table 3 stands beside our rows, see `ablations`.
+
+    Returns:
+        `datasets`; `table1`: method and its L2 and LPIPS of each dataset; `table2`: rival and its percents.
+    """
+    methods = next(iter(TABLE1.values()))
+    rivals = next(iter(TABLE2.values()))
+    return {
+        "datasets": [DATASETS[name] for name in TABLE1],
+        "table1": [(name, [f"{value:.4f}" for rows in TABLE1.values() for value in rows[name]]) for name in methods],
+        "table2": [(name, [f"{rows[name]} / {100 - rows[name]}" for rows in TABLE2.values()]) for name in rivals],
+    }
+
+
+def preferences(paths: Paths) -> list[dict[str, Any]]:
+    """Table 2, where raters have sent their sheets back and `head3d study tally` has counted them.
+
+    Args:
+        paths: Where the data lies.
+
+    Returns:
+        Rows of the tally's table as text; none without one.
+    """
+    path = paths.study / TALLY / TALLY_TABLE
+    if not path.is_file():
+        return []
+    return [
+        {
+            "rival": method_name(str(row["method"])),
+            "dataset": str(row["dataset"]),
+            "percent": f"{row['percent']:.0f} / {100 - row['percent']:.0f}",
+            "interval": f"{row['low_percent']:.0f} to {row['high_percent']:.0f}",
+            "answers": int(row["answers"]),
+        }
+        for row in records(pd.read_csv(path))
+    ]
 
 
 def _column(name: str) -> dict[str, str]:

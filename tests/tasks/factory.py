@@ -172,7 +172,8 @@ def _write_clips(params: Params, paths: Paths, people: int) -> np.ndarray:
     good = [row for row in table if row["status"] == "ok"]
     pd.DataFrame(table).to_parquet(paths.clip_table)
     blind = np.full((crop.clip_frames, 5, 2), np.nan)
-    measured = [{"clip": r["clip"], **measure(frames[r["row"]], labels[r["row"]], blind)} for r in good]
+    parsed = {"status": "ok", "reason": "", "detail": "", "flicker": 0.01}
+    measured = [{"clip": r["clip"], **parsed, **measure(frames[r["row"]], labels[r["row"]], blind)} for r in good]
     pd.DataFrame(measured).to_parquet(paths.mask_table)
     poses = open_or_create(paths.geometry, geometry_arrays(crop.clip_frames, crop.size_px), rows, shard, "f")
     swing = np.linspace(-20, 20, crop.clip_frames)

@@ -24,6 +24,7 @@ from tasks.attention_maps import (
 )
 from tasks.attention_sheet import attention_sheet
 from tasks.report_attention import Look, _bins, _correlation, _extremes, attention_section
+from tasks.report_files import Shelf
 from tests.tasks.factory import make_project
 from tests.tasks.test_training import settings
 from tests.tasks.untrained import untrained_model, write_checkpoints
@@ -146,13 +147,15 @@ def test_the_report_takes_the_largest_and_the_smallest_turn_of_each_setting():
 
 def test_the_reports_section_draws_rows_of_both_settings_or_says_what_is_missing(tmp_path: Path):
     made = make_project(tmp_path, people=3, frames=8, size_px=48, cross=2, videos=False)
-    assert "the model is not trained" in attention_section(made.params, made.paths)["missing"]
+    shelf = Shelf(tmp_path / "report", 8.0)
+    assert "the model is not trained" in attention_section(made.params, made.paths, shelf)["missing"]
     write_checkpoints(made.paths.data / "checkpoints", settings())
-    section = attention_section(made.params, made.paths)
+    section = attention_section(made.params, made.paths, shelf)
     assert [row["title"].split(":")[0] for row in section["rows"]] == [
         "Large difference, self-reconstruction", "Small difference, self-reconstruction",
         "Large difference, cross-identity", "Small difference, cross-identity",
     ]  # fmt: skip
-    assert all(row["uri"].startswith("data:image/webp") for row in section["rows"])
+    assert all((tmp_path / "report" / row["url"]).suffix == ".webp" for row in section["rows"])
+    assert all((tmp_path / "report" / row["url"]).is_file() for row in section["rows"])
     frames = made.params.report.frames_per_sheet
     assert sum(row["frames"] for row in section["bins"]) == (2 + 2) * frames  # the third self pair failed

@@ -29,6 +29,7 @@ from tasks.notices import (
 from tasks.paths import Paths
 from tasks.prepared import lost_share
 from tasks.report_failures import failure_section
+from tasks.report_files import Shelf
 from tasks.stores import geometry_arrays, open_or_create, write_rows
 from tasks.video import iterate_frames, write_video
 from tests.tasks.factory import make_project
@@ -155,12 +156,14 @@ def test_looks_without_the_face_are_lost():
 def test_the_report_shows_the_worst_subject_first_with_its_reason(tmp_path: Path):
     calm = {"max_mask_jump": 1.0, "max_border_share": 1.0, "min_sharpness": 0.0}  # the factory's heads jump
     made = make_project(tmp_path, people=3, frames=8, cross=3, videos=False, quality=calm)
-    section = failure_section(made.params, made.paths)
+    section = failure_section(made.params, made.paths, Shelf(tmp_path / "report", 8.0))
     assert (section["subjects"], section["noticed"]) == (3, 1)
     worst = section["cases"][0]
     assert worst["title"] == "person_00, clip demo_00_0"  # the factory turns it to one side
     assert any("only one side of the head is shown" in text for text in worst["sentences"])
-    assert [picture.caption for picture in worst["strips"]] == ["References", "Their head masks"]
+    assert [picture.caption for picture in worst["strips"]] == ["References", "Their head masks", "Head3D with it"]
+    assert {row["name"]: row["count"] for row in section["flags"]}["blurred"] == 0  # the limit is off
+    assert (tmp_path / "report" / section["worst"]).is_file()
     assert section["cases"][1]["sentences"][0].startswith("Within every limit; nearest to one: ")
 
 
