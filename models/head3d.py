@@ -1,4 +1,7 @@
-"""The trained model at work (Sec. 3.4): a subject's canonical head once, then one frame out per driving frame."""
+"""The trained model at work (Sec. 3.4): a subject's canonical head once, then one frame out per driving frame.
+
+Written as the paper has it; `models/engine.py` gives the same frames fast.
+"""
 
 from __future__ import annotations
 
@@ -147,21 +150,3 @@ class Head3D:
         reference = subject.reference.expand(batch, -1, -1, -1)
         fused = self.fusion(head, reference, head.image if driving is None else driving)
         return Output(fused.image, head.image, fused.maps)
-
-    @torch.no_grad()
-    def animate(self, subject: Subject, images: Tensor, masks: Tensor, relative: bool, chunk: int = 16) -> Output:
-        """`drive` over a whole video in bounded memory.
-
-        Args:
-            subject: From `subject`.
-            images: Driving video, `(T, 3, H, W)`, in [0, 1].
-            masks: Its head masks, `(T, 1, H, W)`.
-            relative: Relative instead of absolute poses.
-            chunk: Frames at a time.
-
-        Returns:
-            All frames; the maps are those of the last chunk.
-        """
-        first = self.pose(images[:1] * masks[:1]) if relative else None
-        parts = [self.drive(subject, i, m, first) for i, m in zip(images.split(chunk), masks.split(chunk), strict=True)]
-        return Output(torch.cat([p.image for p in parts]), torch.cat([p.head for p in parts]), parts[-1].maps)

@@ -16,7 +16,8 @@ import zarr
 from torch import Tensor
 from zarr.codecs import ZstdCodec
 
-from models.config import Generate, Params
+from models.config import Generate, Params, Runtime
+from models.engine import Engine
 from models.head3d import Head3D, Subject
 from tasks.checkpoint_folder import read_fingerprint
 from tasks.clip_data import ClipSet, load_clips, usable_clips
@@ -32,6 +33,9 @@ from tasks.progress import progress
 from tasks.stores import array
 from tasks.trained import load_model, load_without_head
 from tasks.video import write_video
+
+BATCH = 20
+"""Frames that the engine takes at a time; a clip has 40."""
 
 
 def reference_frames(reference: int, length: int, count: int, seed: int) -> Tensor:
@@ -64,12 +68,12 @@ def make_subject(
 
 
 def render_pair(
-    model: Head3D, clips: ClipSet, subject: int, driving: int, reference: int, method: str, config: Generate
+    engine: Engine, clips: ClipSet, subject: int, driving: int, reference: int, method: str, config: Generate
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """One method's video of one pair.
 
     Args:
-        model: The trained model, with the method's fusion network.
+        engine: Of the trained model, with the method's fusion network.
         clips: Loaded clips.
         subject: Position of the subject clip.
         driving: Position of the driving clip.
@@ -80,13 +84,13 @@ def render_pair(
     Returns:
         Frames `(T, H, W, 3)` uint8, and the canonical head `(H, W, 4)` uint8 RGBA (None where the method has none).
     """
-    images, masks = clips.images(driving), clips.head[driving].float()
+    motion, masks = clips.frames[driving].permute(0, 2, 3, 1), clips.head[driving, :, 0]
     if METHODS[method].role == "trivial":
         still = clips.images(subject, slice(reference, reference + 1))
-        return to_uint8(still.expand(len(images), -1, -1, -1)), None
-    state = make_subject(model, clips, subject, reference, config, method)
-    output = model.animate(state, images, masks, config.mode == "relative")
-    frames = to_uint8(output.image)
+        return to_uint8(still.expand(len(motion), -1, -1, -1)), None
+    state = make_subject(engine.model, clips, subject, reference, config, method)
+    engine.start(state, engine.pose_of(motion[:1], masks[:1]) if config.mode == "relative" else None)
+    frames = engine.frames(motion, masks, BATCH).frames.numpy()
     if not METHODS[method].driving_head:
         return frames, None
     return frames, to_uint8(torch.cat([state.head.image, state.head.mask], dim=1))[0]
@@ -124,13 +128,16 @@ def _frame_arrays(folder: Path, pairs: Any, methods: Sequence[str], shape: tuple
     return group
 
 
-def _load_models(paths: Paths, methods: Sequence[str], device: torch.device) -> dict[bool, Head3D]:
-    """The trained model and, where a method asks for it, the one whose fusion does not see x_hat_dri (key False)."""
+def _load_engines(paths: Paths, methods: Sequence[str], device: torch.device, runtime: Runtime) -> dict[bool, Engine]:
+    """Of the trained model and, where a method asks for it, of the one whose fusion does not see x_hat_dri (key False).
+
+    What is measured must not hang on the machine: float32.
+    """
     checkpoints = paths.data / "checkpoints"
     models = {True: load_model(checkpoints, device)}
     if not all(METHODS[method].driving_head for method in methods):
         models[False] = load_without_head(models[True], checkpoints)
-    return models
+    return {key: Engine(model, "float32", record=runtime.cuda_graphs) for key, model in models.items()}
 
 
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
@@ -156,7 +163,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
             "no pair can be made: self-reconstruction needs a video with two clips, cross-identity two people; "
             "lower crop.clip_frames or add videos"
         )
-    models = _load_models(paths, config.methods, device)
+    engines = _load_engines(paths, config.methods, device, params.runtime)
     clips = load_clips(paths, None, device, with_geometry=False)
     shape = (clips.frames.shape[1], clips.size_px, clips.size_px, 3)
     group = _frame_arrays(folder, pairs, config.methods, shape)
@@ -177,7 +184,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
                 subject, driving = clips.index_of(pair["subject_clip"]), clips.index_of(pair["driving_clip"])
                 started = time.perf_counter()
                 frames, canonical = render_pair(
-                    models[METHODS[method].driving_head],
+                    engines[METHODS[method].driving_head],
                     clips,
                     subject,
                     driving,
