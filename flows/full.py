@@ -26,6 +26,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 
+from flows.artifacts import leave_artifacts
 from flows.graph import Stage, in_order, project_root, read_graph, upstream
 from flows.preset_files import write_preset
 from flows.stage_process import Outcome, StageProcesses, StageRunError, StoppedError
@@ -57,28 +58,31 @@ def ensure_gpu_limit() -> None:
 
 
 @task(name="stage", task_run_name="{stage}", persist_result=False)
-def run_stage(stage: str, processes: StageProcesses, up_to_date: bool, gpu: bool) -> State[Any]:
-    """Bring one stage up to date through DVC.
+def run_stage(stage: str, processes: StageProcesses, up_to_date: bool, description: Stage) -> State[Any]:
+    """Bring one stage up to date through DVC, and leave its artifacts in the UI.
 
     Args:
         stage: Its name in dvc.yaml.
         processes: Where its process is started, so that the flow can stop it.
         up_to_date: DVC has already said that neither it nor anything above it changed.
-        gpu: It shares the GPUs' limit.
+        description: What dvc.yaml says about it; with `meta: {gpu: true}` it shares the GPUs' limit.
 
     Returns:
         Prefect state `Cached`, `Completed`, `Failed` or `Cancelled`.
     """
     logger = get_run_logger()
     if up_to_date:
+        leave_artifacts(description, processes.root, Outcome.CACHED, logger.warning)
         return Completed(name=Outcome.CACHED, message="up to date")
-    with concurrency(GPU_LIMIT, occupy=1) if gpu and gpu_count() else nullcontext():
+    gpu = bool(description.meta.get("gpu")) and gpu_count() > 0
+    with concurrency(GPU_LIMIT, occupy=1) if gpu else nullcontext():
         try:
             outcome = processes.run(stage, logger.info)
         except StoppedError as stopped:
             return Cancelled(message=str(stopped))
         except StageRunError as error:
             return Failed(message=str(error))
+    leave_artifacts(description, processes.root, outcome, logger.warning)
     return Completed(name=outcome, message="DVC ran it" if outcome is Outcome.RAN else "up to date or from DVC's cache")
 
 
@@ -126,8 +130,8 @@ def _run_all(
         if any(other in to_run for other in above[name]):
             to_run.add(name)
         waits = [futures[other] for other in above[name]]
-        gpu = bool(stages[name].meta.get("gpu"))
-        futures[name] = run_stage.submit(name, processes, name not in to_run, gpu, wait_for=waits, return_state=False)
+        done = name not in to_run
+        futures[name] = run_stage.submit(name, processes, done, stages[name], wait_for=waits, return_state=False)
     for future in futures.values():
         future.wait()
     return {name: future.state for name, future in futures.items()}

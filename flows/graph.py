@@ -36,6 +36,7 @@ class Stage:
     params: tuple[str, ...]
     outs: tuple[str, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+    desc: str = ""
 
     @property
     def code(self) -> tuple[str, ...]:
@@ -82,6 +83,7 @@ def read_graph(root: Path) -> dict[str, Stage]:
             params=tuple(_names(entry.get("params"))),
             outs=tuple(outs),
             meta=dict(entry.get("meta") or {}),
+            desc=str(entry.get("desc") or ""),
         )
     return stages
 

@@ -55,7 +55,7 @@ class StageProcesses:
     """The DVC processes of one run; `stop` ends all of them with everything they started."""
 
     def __init__(self, root: Path, patience_s: float = LOCK_PATIENCE_S) -> None:
-        self._root = root
+        self.root = root
         self._patience_s = patience_s
         self._running: set[subprocess.Popen[str]] = set()
         self._guard = threading.Lock()
@@ -131,8 +131,8 @@ class StageProcesses:
                 return 1
             process = subprocess.Popen(
                 [sys.executable, "-m", "dvc", *arguments],
-                cwd=self._root,
-                env=environment(self._root),
+                cwd=self.root,
+                env=environment(self.root),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT if listen else subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -84,6 +85,38 @@ def test_deployment_runs_what_dvc_left_and_dvc_what_it_left(served: Served) -> N
     seconds = time.monotonic() - started
     assert served.states(output) == CACHED
     assert seconds < 30, f"a run with nothing to do took {seconds:.0f} s"
+
+
+def artifacts_of(env: dict[str, str], run: str) -> dict[str, dict[str, Any]]:
+    """Key -> artifact of a flow run, from the server."""
+    body = {"artifacts": {"flow_run_id": {"any_": [run]}}, "limit": 100}
+    found = httpx.post(f"{env['PREFECT_API_URL']}/artifacts/filter", json=body, timeout=20).json()
+    return {artifact["key"]: artifact for artifact in found if artifact["key"]}
+
+
+def last_run(env: dict[str, str]) -> str:
+    body = {"sort": "EXPECTED_START_TIME_DESC", "limit": 1}
+    (run,) = httpx.post(f"{env['PREFECT_API_URL']}/flow_runs/filter", json=body, timeout=20).json()
+    return str(run["id"])
+
+
+def test_every_stage_leaves_artifacts_also_when_it_was_up_to_date(toy: Project, prefect_server: dict[str, str]) -> None:
+    toy.dvc("repro", "first")
+    states = flow(toy, prefect_server)
+    assert states == {"first": "Cached", "left": "Completed", "right": "Completed", "last": "Completed"}
+    found = artifacts_of(prefect_server, last_run(prefect_server))
+    kinds = {name: found[f"head3d-{name}"]["type"] for name in CACHED}
+    assert set(kinds.values()) == {"markdown"}
+    assert "**Cached**" in found["head3d-first"]["data"]
+    assert "**Completed**" in found["head3d-left"]["data"]
+    assert "- `data/left`" in found["head3d-left"]["data"]
+    rows = json.loads(found["head3d-first-figures"]["data"])
+    assert {row["figure"]: row["value"] for row in rows} | {"seconds": 0} == {
+        "seconds": 0, "letters": 5, "share": 0.333333, "nothing": "",
+    }  # fmt: skip
+    assert found["head3d-left-picture"]["type"] == "image"
+    assert found["head3d-left-picture"]["data"].startswith("data:image/webp;base64,")
+    assert "head3d-right-picture" not in found, "its picture cannot be drawn, and the stage is not worth less for it"
 
 
 def test_cancelling_ends_every_process_and_the_next_run_goes_on(served: Served) -> None:

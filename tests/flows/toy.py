@@ -85,6 +85,13 @@ def run(params, paths, fingerprint):
     copy(paths.data / "first.txt", paths.data / "right.txt")
     return {"raters": params.study.raters}
 """,
+    "stage_pictures": """
+import numpy as np
+def stage_picture(stage, paths):
+    if stage == "right":
+        raise ValueError("no picture of right")
+    return np.full((40, 60, 3), 200, np.uint8) if stage == "left" else None
+""",
     "last": """
 def run(params, paths, fingerprint):
     (paths.data / "last.txt").write_text((paths.data / "right.txt").read_text() * 2)
