@@ -31,6 +31,7 @@ from tasks.clip_data import (
     usable_clips,
 )
 from tasks.device import choose_device
+from tasks.devices import on_devices
 from tasks.optimiser import adam
 from tasks.paths import Paths
 from tasks.training import Training, train
@@ -135,6 +136,32 @@ def compare_heads(loss: CanonicalLoss, batches: int) -> dict[str, float]:
     return {"head_l1": ours, "head_l1_mean_canonical": mean, "gain_percent": 100 * (1 - ours / max(mean, 1e-9))}
 
 
+def train_canonical(params: Params, paths: Paths, fingerprint: str, device: torch.device) -> dict[str, Any]:
+    """Train stage 2; see `tasks.training.train` for resume and results."""
+    config = params.canonical
+    networks = build_networks(config, device)
+    network = networks["canonical"]
+    assert isinstance(network, RecurrentCanonical)
+    depth = load_depth_network(params, paths, device)
+    clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
+    losses = CanonicalLoss(config, network, depth, clips)
+    job = Training(
+        "canonical",
+        networks,
+        adam([{"params": list(network.parameters())}], config.lr, config.train.clip_norm),
+        config.train.steps,
+        losses,
+        lambda step: [config.lr * (0.1 if step >= config.train.lr_drop_step else 1.0)],
+        {"canonical": config.model_dump(), "size_px": clips.size_px},
+        config.train.log_every_steps,
+        config.train.average,
+        config.train.batch_videos,
+        partial(look_at_canonical, losses),
+        config.train.sheet_every_steps,
+    )
+    return train(job, paths.checkpoint("canonical"), fingerprint, params.runtime)
+
+
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     """The stage `canonical`.
 
@@ -157,23 +184,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     depth = load_depth_network(params, paths, device)
     summary: dict[str, Any] = {"device": str(device), **left_out(paths, params.quality)}
     if not is_finished(folder, fingerprint):
-        clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
-        losses = CanonicalLoss(config, network, depth, clips)
-        job = Training(
-            "canonical",
-            networks,
-            adam([{"params": list(network.parameters())}], config.lr, config.train.clip_norm),
-            config.train.steps,
-            losses,
-            lambda step: [config.lr * (0.1 if step >= config.train.lr_drop_step else 1.0)],
-            {"canonical": config.model_dump(), "size_px": clips.size_px},
-            config.train.log_every_steps,
-            config.train.average,
-            config.train.batch_videos,
-            partial(look_at_canonical, losses),
-            config.train.sheet_every_steps,
-        )
-        summary.update(train(job, folder, fingerprint, params.runtime))
+        summary.update(on_devices(train_canonical, params.runtime, params, paths, fingerprint))
     write_losses(folder, paths.metrics / "canonical_loss.csv")
     load_weights(folder, networks)
     network.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from tasks.canonical import load_depth_network, warped_batch
 from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import ClipSet, Drawn, batch_geometry, draw, gather, left_out, load_clips, step_generator
 from tasks.device import choose_device
+from tasks.devices import on_devices
 from tasks.fusion_look import look_at_fusion
 from tasks.head_bank import HeadBank, make_heads
 from tasks.optimiser import adam
@@ -107,18 +109,17 @@ class FusionLoss:
         return {"frame": frame, "equivariance": equal, "l1": l1, "copy_l1": copy, "total": total}
 
 
-def _train(params: Params, paths: Paths, device: torch.device, fingerprint: str, with_head: bool) -> dict[str, float]:
+def train_fusion(
+    params: Params, paths: Paths, fingerprint: str, with_head: bool, device: torch.device
+) -> dict[str, Any]:
     """Train the fusion network, or the one of Table 3 that is never shown x_hat_dri; the same batches in both.
 
     Returns:
-        What `train` says; nothing if it was finished before.
+        What `train` says.
     """
     config = params.fusion
-    folder, steps = paths.checkpoint("fusion"), config.train.steps
-    if not with_head:
-        folder, steps = folder / WITHOUT_HEAD, config.without_head_steps
-    if is_finished(folder, fingerprint):
-        return {}
+    folder = _folder(paths, with_head)
+    steps = config.train.steps if with_head else config.without_head_steps
     canonical = build_canonical(params.canonical, device)
     load_weights(paths.checkpoint("canonical"), canonical)
     canonical["canonical"].requires_grad_(False).eval()
@@ -149,6 +150,18 @@ def _train(params: Params, paths: Paths, device: torch.device, fingerprint: str,
     return train(job, folder, fingerprint, params.runtime)
 
 
+def _folder(paths: Paths, with_head: bool) -> Path:
+    folder = paths.checkpoint("fusion")
+    return folder if with_head else folder / WITHOUT_HEAD
+
+
+def _train(params: Params, paths: Paths, fingerprint: str, with_head: bool) -> dict[str, Any]:
+    """`train_fusion` on the devices of the settings; nothing if it was finished before."""
+    if is_finished(_folder(paths, with_head), fingerprint):
+        return {}
+    return on_devices(train_fusion, params.runtime, params, paths, fingerprint, with_head)
+
+
 def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     """The stage `fusion`; where `fusion.without_head_steps` asks for it, with a second network for Table 3.
 
@@ -166,9 +179,9 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     device = choose_device(params.runtime.device)
     folder, more = paths.checkpoint("fusion"), params.fusion.without_head_steps
     summary: dict[str, Any] = {"device": str(device), **left_out(paths, params.quality)}
-    summary.update(_train(params, paths, device, fingerprint, with_head=True))
+    summary.update(_train(params, paths, fingerprint, with_head=True))
     if more:
-        figures = _train(params, paths, device, f"{fingerprint}-{more}", with_head=False)
+        figures = _train(params, paths, f"{fingerprint}-{more}", with_head=False)
         summary.update({f"{WITHOUT_HEAD}_{name}": value for name, value in figures.items()})
     else:
         shutil.rmtree(folder / WITHOUT_HEAD, ignore_errors=True)

@@ -18,6 +18,7 @@ from models.pose_net import PoseNetwork
 from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import ClipSet, left_out, load_clips, usable_clips
 from tasks.device import choose_device
+from tasks.devices import on_devices
 from tasks.geometry_check import check_stage1
 from tasks.geometry_look import look_at_geometry
 from tasks.geometry_loss import GeometryLoss
@@ -192,7 +193,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     folder = paths.checkpoint("geometry")
     summary: dict[str, Any] = {"device": str(device), **left_out(paths, params.quality)}
     if not is_finished(folder, fingerprint):
-        summary.update(train_geometry(params, paths, fingerprint, device))
+        summary.update(on_devices(train_geometry, params.runtime, params, paths, fingerprint))
     write_losses(folder, paths.metrics / "geometry_loss.csv")
     summary["clips"] = store_geometry(params, paths, fingerprint, device)
     assert read_fingerprint(paths.geometry) == fingerprint

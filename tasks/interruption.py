@@ -17,12 +17,17 @@ class Interruption:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, listen: bool = True) -> None:
+        """Prepare.
+
+        Args:
+            listen: False: do nothing, whatever comes (a process that follows another one).
+        """
+        self.number, self._listen = 0, listen
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
+        if self._listen and threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
                 before = signal.getsignal(number)
                 if before not in (signal.SIG_IGN, None):

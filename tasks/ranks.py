@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from tasks.errors import StageError
 
@@ -78,6 +78,15 @@ class Ranks:
                 flat = torch.cat([value.reshape(-1) for value in part])
                 dist.broadcast(flat, 0)
                 _spread(flat, part)
+
+    def share_statistics(self, modules: Iterable[nn.Module]) -> None:
+        """Make batch norms inside networks see the whole batch, as on one device; in place, the weights stay.
+
+        torch has this for GPUs only: on the CPU every process keeps the statistics of its own share.
+        """
+        for module in modules:
+            if self.count > 1 and next(module.parameters()).is_cuda:
+                nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -116,10 +116,13 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
         StageError: The loss or a weight is no longer a number.
     """
     begin, ranks = time.monotonic(), Ranks.here()
+    if runtime.sync_batch_norm:
+        ranks.share_statistics(job.modules.values())
     run = _Run(job, folder, fingerprint, ranks)
     stepper = Stepper(job, runtime.cuda_graphs, run.averaged, ranks)
     saved = time.monotonic()
-    with Interruption() as interruption, TrainingLog(job, folder, run.step, run.averaged, ranks.first) as log:
+    log = TrainingLog(job, folder, run.step, run.averaged, ranks.first)
+    with Interruption(ranks.first) as interruption, log:
         while run.step < job.steps:
             run.window.append(stepper.take(run.step))
             run.step += 1

@@ -14,6 +14,8 @@ from models.config import Runtime
 from tasks.optimiser import adam
 from tasks.training import Training, train
 
+CPU = torch.device("cpu")
+
 
 class LineLoss:
     """Distance to y = 3 x - 1 on noisy points; `at[step]` is done when that step is computed."""
@@ -39,11 +41,14 @@ class LineLoss:
         return {"error": error, "total": error} if phase == "start" else {"late": error, "total": error}
 
 
-def small_job(steps: int = 20, log_every: int = 7, **more: Any) -> Training:
+def small_job(
+    steps: int = 20, log_every: int = 7, dropout: float = 0.2, device: torch.device = CPU, **more: Any
+) -> Training:
     """Dropout draws from torch's own generator: its state, too, must come back."""
     torch.manual_seed(0)
     at = more.pop("at", None)
-    network = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Dropout(0.2), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    layers = [torch.nn.Linear(1, 8), torch.nn.Dropout(dropout), torch.nn.ReLU(), torch.nn.Linear(8, 1)]
+    network = torch.nn.Sequential(*layers).to(device)
     optimiser = adam([{"params": list(network.parameters())}], 1e-2)
     loss = LineLoss(network, at)
     rates = [1e-2]

@@ -1,0 +1,110 @@
+"""Several processes train together as one would, and one process can go on where several were stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.config import ConfigError, load_params
+from tasks.checkpoints import numbered
+from tasks.devices import on_devices
+from tasks.errors import StageError
+from tasks.ranks import Ranks
+from tasks.training import train
+from tests.tasks.factory import PRESET
+from tests.tasks.small_training import small_job, small_runtime
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights that one process ends with."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(small_job(dropout=0.0), folder, "fp", small_runtime(120.0))
+    return load_file(folder / "model.safetensors")
+
+
+def on_two(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.tasks.devices_script", str(folder), "2", *more]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+
+
+def same(folder: Path, expected: dict[str, torch.Tensor]) -> None:
+    found = load_file(folder / "model.safetensors")
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, atol=1e-5), name
+
+
+def test_two_stopped_processes_save_once_and_one_goes_on(alone: dict[str, torch.Tensor], tmp_path: Path):
+    stopped = on_two(tmp_path, "stop", "9")
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert [path.name for path in numbered(tmp_path)] == ["step_00000010"]
+    train(small_job(dropout=0.0), tmp_path, "fp", small_runtime(120.0))
+    same(tmp_path, alone)
+
+
+def test_two_processes_go_on_where_one_was_stopped(alone: dict[str, torch.Tensor], tmp_path: Path):
+    job = small_job(dropout=0.0, at={7: lambda: signal.raise_signal(signal.SIGINT)})
+    with pytest.raises(KeyboardInterrupt):
+        train(job, tmp_path, "fp", small_runtime(120.0))
+    ended = on_two(tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "'loss_last'" in ended.stdout
+    same(tmp_path, alone)
+
+
+def test_an_error_in_one_process_is_told_once(tmp_path: Path):
+    failed = on_two(tmp_path, "crash", "3")
+    assert failed.returncode == 1
+    assert "in process 0 of 2" in failed.stderr
+    assert "as if out of memory" in failed.stderr
+    assert "Connection closed" not in failed.stderr.split("in process 0 of 2")[1]
+
+
+def test_every_sample_belongs_to_one_process():
+    drawn = {"clip": torch.arange(12).view(4, 3), "move": torch.arange(12), "all": torch.tensor(7)}
+    parts = [Ranks(index, 2).share(drawn, "fusion") for index in range(2)]
+    assert torch.equal(torch.cat([part["clip"] for part in parts]), drawn["clip"])
+    assert torch.equal(parts[1]["move"], drawn["clip"][2:].flatten())  # three rows a sample stay with their sample
+    assert parts[0]["all"] == parts[1]["all"] == 7
+    assert Ranks().share(drawn, "fusion") is drawn
+    with pytest.raises(StageError, match=r"fusion: 4 rows of 'clip' cannot be shared evenly by 3 devices"):
+        Ranks(0, 3).share(drawn, "fusion")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  devices: 1\n", "  devices: 3\n", r"geometry\.train\.batch_videos = 4 cannot be shared evenly"),
+        ("  device: auto\n  devices: 1\n", '  device: "cuda:1"\n  devices: 2\n', "set device to auto"),
+        ("  devices: 1\n", "  devices: 0\n", r"'runtime\.devices' = 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(old: str, new: str, message: str, tmp_path: Path):
+    text = PRESET.read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "params.yaml").write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_without_fabric_one_device_works_and_two_say_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    assert on_devices(str, small_runtime()) == "cpu"
+    with pytest.raises(StageError, match="pip install lightning-fabric"):
+        on_devices(str, small_runtime(devices=2))
+
+
+def test_more_devices_than_there_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.devices.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(StageError, match=r"runtime\.devices is 2, but torch sees 1 GPU; set it to 1"):
+        on_devices(str, small_runtime(devices=2))
