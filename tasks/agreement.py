@@ -197,8 +197,6 @@ def agreement(answers: Answers) -> tuple[float, float, int]:
     units: dict[str, list[bool]] = {}
     for (_, pair), ours in answers.items():
         units.setdefault(pair, []).append(ours)
-    complete = [values for values in units.values() if len(values) == len(raters)]
-    kappa = math.nan
-    if len(raters) >= 2 and complete:
-        kappa = fleiss_kappa(np.array([[sum(values), len(values) - sum(values)] for values in complete]))
+    complete = [values for values in units.values() if len(values) == len(raters) >= 2]
+    kappa = fleiss_kappa(np.array([[sum(values), len(values) - sum(values)] for values in complete]))
     return krippendorff_alpha(list(units.values())), kappa, len(complete)

@@ -27,7 +27,7 @@ from tasks.methods import METHODS, OURS
 from tasks.paths import Paths
 from tasks.stores import array, open_store
 from tasks.study_files import equalise, remux, write_zip
-from tasks.study_page import rating_page
+from tasks.study_page import embedded, rating_page
 from tasks.study_plan import KEY_COLUMNS, PAIR_COLUMNS, SETTING, SHEET_COLUMNS, Comparison, plan, sheet
 from tasks.video_write import write_video
 
@@ -37,8 +37,8 @@ TALLY = "tally"
 KEPT = (RETURNED, TALLY)
 LETTER = """Thank you for comparing videos.
 
-Unpack this folder and open {rater}.html in a browser; nothing is sent anywhere. Your answers stay in that browser until
-you press "Export answers". Send the file {rater}.csv that you get to whoever gave you this folder.
+Unpack this folder, all of it, and open {rater}.html in a browser; nothing is sent anywhere. Your answers stay in that
+browser until you press "Export answers". Send the file {rater}.csv that you get to whoever gave you this folder.
 
 Without a browser: fill in {rater}.csv (choice: a or b; the same for realism, motion and identity if you like) with a
 spreadsheet program and save it as CSV. The videos are in the folder videos.
@@ -62,8 +62,9 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     Raises:
         StageError: There are answers about other videos, or a generated video is missing.
     """
+    _recover(paths.study)
     stored = _stored(paths.study)
-    if stored.get("fingerprint") == fingerprint:
+    if stored.get("fingerprint") == fingerprint and _is_whole(paths.study, stored):
         return dict(stored["summary"])
     rivals = [method for method in params.generate.methods if METHODS[method].in_study]
     rng = random.Random(params.study.seed)
@@ -96,24 +97,51 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
         **{f"pairs_{dataset}_{rival}": count for (dataset, rival), count in sorted(originals.items())},
         **({"note": note} if note else {}),
     }
-    if _answered(paths.study):
+    files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in sorted(partial.rglob("*.*"))}
+    if answered := _answered(paths.study):
         if stored.get("content") != content:
             shutil.rmtree(partial)
             raise StageError(
-                f"{_answered(paths.study)} has answers, and the study would be made anew with other videos; move the "
+                f"{answered} has answers, and the study would be made anew with other videos; move the "
                 "answers elsewhere first, with key.csv, which they need"
             )
         _keep_answers(paths.study, partial)
-    stamp = {"fingerprint": fingerprint, "content": content, "summary": summary}
+    stamp = {"fingerprint": fingerprint, "content": content, "summary": summary, "files": files}
     (partial / "stage.json").write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(paths.study, ignore_errors=True)
-    partial.rename(paths.study)
+    _replace(paths.study, partial)
     return summary
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Put `new` in the place of `folder`; a kill between leaves one of the two under a name that `_recover` knows."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    """Bring back the old folder if a run was killed before the new one had its name: it may hold answers."""
+    old = folder.with_name(folder.name + ".old")
+    if old.is_dir() and not (folder / "stage.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        old.rename(folder)
 
 
 def _stored(folder: Path) -> dict[str, Any]:
     stamp = folder / "stage.json"
     return json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
+
+
+def _is_whole(folder: Path, stored: dict[str, Any]) -> bool:
+    """Whether every file that was written is still there; a rater's sheet may have been filled in."""
+    return "files" in stored and all(
+        (folder / name).is_file()
+        and ((folder / name).stat().st_size == size or (name.startswith("rater_") and name.endswith(".csv")))
+        for name, size in stored["files"].items()
+    )
 
 
 def _answered(folder: Path) -> Path | None:
@@ -191,12 +219,12 @@ def _write_tables(comparisons: list[Comparison], study: Study, folder: Path, vid
     content = hashlib.sha256(videos.encode() + key).hexdigest()
     (folder / "pairs.csv").write_bytes(_csv(PAIR_COLUMNS, [item.shown() for item in listed]))
     (folder / "key.csv").write_bytes(key)
-    width = max(2, len(str(study.raters)))
+    width, inside = max(2, len(str(study.raters))), embedded(folder / "videos")
     for number in range(1, study.raters + 1):
         rater, rows = f"rater_{number:0{width}d}", sheet(comparisons, number, study.seed)
         texts = {f"{rater}.csv": _csv(SHEET_COLUMNS, [item.shown() for item in rows], for_spreadsheets=True)}
         if rows:
-            texts[f"{rater}.html"] = rating_page(rater, content[:12], rows).encode()
+            texts[f"{rater}.html"] = rating_page(rater, content[:12], rows, inside).encode()
         for name, text in texts.items():
             (folder / name).write_bytes(text)
         if rows:

@@ -19,7 +19,19 @@ ASPECTS = {
 }
 
 
-def rating_page(rater: str, study: str, rows: list[Comparison]) -> str:
+EMBED_BYTES = 24 * 2**20
+"""Up to so much the videos stand in the page itself: then it can be sent alone and opens on a phone, too."""
+
+
+def embedded(folder: Path) -> dict[str, str] | None:
+    """The videos of a folder as base64 by name; None where they are too large for a page."""
+    files = sorted(folder.glob("*.mp4"))
+    if sum(path.stat().st_size for path in files) > EMBED_BYTES:
+        return None
+    return {path.name: base64.b64encode(path.read_bytes()).decode() for path in files}
+
+
+def rating_page(rater: str, study: str, rows: list[Comparison], videos: dict[str, str] | None) -> str:
     """Fill the template.
 
     Args:
@@ -27,6 +39,7 @@ def rating_page(rater: str, study: str, rows: list[Comparison]) -> str:
         study: Short hash of the whole study. Answers are stored in the browser under it and the rater's name, because
             all pages that are opened from disk may share one store.
         rows: What the rater sees, in their order.
+        videos: Of `embedded`; None: the page plays the files of the folder `videos` beside it.
 
     Returns:
         The HTML; its content security policy lets it load its own videos only and run its own script only.
@@ -40,6 +53,7 @@ def rating_page(rater: str, study: str, rows: list[Comparison]) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     ).get_template("study.html.j2")
     return template.render(
+        videos=json.dumps(videos or {}, separators=(",", ":")),
         data=json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -28,8 +28,8 @@ RATER_COLUMNS = (
 DROPPED_COLUMNS = ("file", "line", "reason")
 ONE_SIDED_PERCENT = 85.0
 """A rater who chose one side more often than this is pointed out (nobody is left out for it)."""
-ROUGH_SHARE = 0.75
-"""A rater whose repeats agree less often than this is pointed out."""
+CHANCE_SHARE = 0.5
+"""A rater whose repeats agree no more often than those of a coin is pointed out."""
 DEFINITIONS = (
     "Percent: answers for {ours}, of all first showings. 95% interval: over new pairs and new raters (cluster-robust "
     "in both, a t quantile, never narrower than Wilson's). Wilson: as if all answers were independent, which answers "
@@ -140,8 +140,8 @@ def remark(rater: dict[str, Any]) -> str:
     found = []
     if rater["answers"] >= 8 and max(rater["percent_a"], 100 - rater["percent_a"]) > ONE_SIDED_PERCENT:
         found.append("nearly always one side")
-    if rater["repeats"] >= 4 and rater["repeats_agree"] < ROUGH_SHARE * rater["repeats"]:
-        found.append("repeats disagree")
+    if rater["repeats"] >= 4 and rater["repeats_agree"] <= CHANCE_SHARE * rater["repeats"]:
+        found.append("repeats agree no better than a coin's")
     return ", ".join(found)
 
 

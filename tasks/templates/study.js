@@ -2,6 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const rows = data.rows;
+  const inside = JSON.parse(document.getElementById("videos").textContent); // name -> base64; empty: files beside the page
   const fields = ["choice", "realism", "motion", "identity"];
   const place = `video-comparison/${data.study}/${data.rater}`; // pages opened from disk may share one store
   const $ = (id) => document.getElementById(id);
@@ -111,6 +112,12 @@
     requestAnimationFrame(tick);
   }
 
+  function address(name) {
+    if (!inside[name]) return `videos/${name}`;
+    const bytes = Uint8Array.from(atob(inside[name]), (letter) => letter.charCodeAt(0));
+    return URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
+  }
+
   function load() {
     playing = false;
     broken = false;
@@ -118,7 +125,8 @@
     const row = rows[at];
     const names = { a: row.video_a, b: row.video_b, driving: row.driving, subject: row.subject };
     for (const video of videos) {
-      video.src = `videos/${names[video.id]}`;
+      if (video.src.startsWith("blob:")) URL.revokeObjectURL(video.src);
+      video.src = address(names[video.id]);
       video.load();
       video.defaultPlaybackRate = video.playbackRate = speeds[speed];
     }

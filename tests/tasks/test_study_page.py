@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from tasks import study
+from tasks.study_page import embedded, rating_page
+from tasks.study_plan import Comparison
 from tasks.study_server import make_server
 from tasks.tally import tally
 from tests.tasks.factory import Project, make_project
@@ -314,12 +317,33 @@ def test_raters_who_share_a_browser_do_not_share_answers(folder: Path, browser: 
 def test_a_video_that_does_not_play_is_said_and_can_be_skipped(folder: Path, browser: Opener, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
-    shutil.copyfile(folder / "rater_01.html", tmp_path / "rater_01.html")  # without the folder of videos
+    alone = rating_page(
+        "rater_01", "0", [Comparison("p0001", "d", "0.mp4", "1.mp4", "2.mp4", "3.mp4", "", "", "")], None
+    )
+    (tmp_path / "rater_01.html").write_text(alone, encoding="utf-8")  # without the folder of videos
     page, _ = open_page(browser(), (tmp_path / "rater_01.html").as_uri())
     page.locator("#begin").click()
     expect(page.locator("#notice")).to_contain_text("Unpack the whole folder")
     page.locator("#next").click()
-    assert place(page) == 1
+    assert page.locator("#summary").inner_text().startswith("0 of 1 pairs")
+
+
+def test_large_videos_are_files_beside_the_page(folder: Path, browser: Opener, tmp_path: Path) -> None:
+    page_alone = folder / "rater_01.html"
+    assert embedded(folder / "videos") is not None
+    page, trouble = open_page(browser(), page_alone.as_uri())
+    page.locator("#begin").click()
+    assert page.evaluate("document.getElementById('a').src").startswith("blob:")  # the page can be sent alone
+    rows = re.sub(
+        r'(<script type="application/json" id="videos">).*?(</script>)', r"\1{}\2", page_alone.read_text("utf-8")
+    )
+    (tmp_path / "rater_01.html").write_text(rows, encoding="utf-8")
+    shutil.copytree(folder / "videos", tmp_path / "videos")
+    page, more = open_page(browser(), (tmp_path / "rater_01.html").as_uri())
+    page.locator("#begin").click()
+    rate(page, "a", "keys")
+    assert page.evaluate("document.getElementById('a').src").startswith("file:")
+    assert trouble == more == []
 
 
 def test_the_server_takes_what_the_page_sends(folder: Path, browser: Opener) -> None:
