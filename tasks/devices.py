@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import select
 import signal
 import sys
@@ -66,7 +67,9 @@ def on_devices(function: Callable[..., R], runtime: Runtime, *arguments: Any) ->
     with tempfile.TemporaryDirectory(prefix="head3d-ranks-") as folder:
         said = Path(folder)
         try:
-            result: R = fabric.launch(_one_of_several, function, arguments, os.getpid(), said)
+            # As bytes: Fabric looks into what it hands over, and fails at frozen dataclasses.
+            work = pickle.dumps((function, arguments))
+            result: R = fabric.launch(_one_of_several, work, os.getpid(), said)
         except (KeyboardInterrupt, SystemExit):
             _stop_children()
             raise
@@ -79,7 +82,7 @@ def on_devices(function: Callable[..., R], runtime: Runtime, *arguments: Any) ->
     return result
 
 
-def _one_of_several(fabric: Any, function: Callable[..., R], arguments: tuple[Any, ...], parent: int, said: Path) -> R:
+def _one_of_several(fabric: Any, work: bytes, parent: int, said: Path) -> Any:
     """What each process runs; the first that fails leaves its error in the folder `said`."""
     ranks = Ranks.here()
     first = torch.tensor([os.getpid()], device=fabric.device)
@@ -90,6 +93,7 @@ def _one_of_several(fabric: Any, function: Callable[..., R], arguments: tuple[An
     else:
         _follow(int(first), parent)
     try:
+        function, arguments = pickle.loads(work)
         return function(*arguments, fabric.device)
     except StageError as error:
         _say(said / "expected", str(error))

@@ -15,6 +15,7 @@ from types import FrameType
 import torch
 
 from tasks.devices import on_devices
+from tasks.paths import Paths
 from tasks.ranks import Ranks
 from tasks.training import train
 from tests.tasks.small_training import small_job, small_runtime
@@ -34,7 +35,7 @@ def stop_and_wait(parent: int) -> None:
     assert noted.wait(60)
 
 
-def line(folder: Path, what: str, step: int, parent: int, device: torch.device) -> dict[str, float]:
+def line(paths: Paths, what: str, step: int, parent: int, device: torch.device) -> dict[str, float]:
     """One process's part; without dropout, which each process would draw for itself."""
     job = small_job(device=device, dropout=0.0)
 
@@ -48,7 +49,7 @@ def line(folder: Path, what: str, step: int, parent: int, device: torch.device) 
                 next(job.modules["net"].parameters()).fill_(float("nan"))
 
     job.losses.at = {step: happen}  # type: ignore[attr-defined]
-    return train(job, folder, "fp", small_runtime(120.0))
+    return train(job, paths.data, "fp", small_runtime(120.0))
 
 
 if __name__ == "__main__":
@@ -56,4 +57,4 @@ if __name__ == "__main__":
     where, count, *more = sys.argv[1:]
     what, step = more or ("nothing", "0")
     runtime = small_runtime(devices=int(count))
-    print(on_devices(line, runtime, Path(where), what, int(step), os.getpid()))  # noqa: T201
+    print(on_devices(line, runtime, Paths(Path(where)), what, int(step), os.getpid()))  # noqa: T201
