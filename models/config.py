@@ -251,6 +251,7 @@ class Fusion(Section):
     net: CoderNet
     flow_net: FlowNet
     perceptual: Perceptual
+    face_weight: NonNegativeFloat  # L1 about eyes and mouth, beside L_rec, which hardly sees them
     equivariance_weight: NonNegativeFloat
     heads_per_clip: NonNegative  # canonical heads made beforehand, each of other references; 0: made in every step
     train: Optim

@@ -76,7 +76,8 @@ def attend_where_seen(attention: Tensor, shown: Tensor) -> Tensor:
 def attend_without_head(maps: FusionMaps) -> FusionMaps:
     """Attention for the ablation without x_hat_dri: a_head is 0, its share goes to a_ref, and a_ref + a_dec = 1."""
     a_head, a_reference, a_dec = maps.attention.split(1, dim=1)
-    return maps._replace(attention=torch.cat([torch.zeros_like(a_head), a_reference + a_head, a_dec], dim=1))
+    attention = torch.cat([torch.zeros_like(a_head), a_reference + a_head, a_dec], dim=1)
+    return FusionMaps(maps.pixels_head, maps.pixels_reference, attention)
 
 
 class FusionNetwork(nn.Module):
@@ -212,7 +213,7 @@ class FusionNetwork(nn.Module):
             known = known + a_raw * sample(head.image, maps.pixels_head)
         logits = self.decoder(mix(2, None), lambda e_dec, level: mix(level, e_dec)).float()
         image = torch.sigmoid((known / rest).clamp(0.01, 0.99).logit() + logits)
-        return image, maps._replace(attention=attend(maps.attention))
+        return image, FusionMaps(maps.pixels_head, maps.pixels_reference, attend(maps.attention))
 
 
 def _resized(values: Tensor, like: Tensor) -> Tensor:

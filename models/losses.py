@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.geometry import pixel_grid
 from models.motion import Regions
 from models.precision import full_precision
 from models.warp import normalised_grid
@@ -52,6 +53,30 @@ def depth_smoothness(depth: Tensor, image: Tensor) -> Tensor:
     edge_x = (image[:, :, :, 1:] - image[:, :, :, :-1]).abs().mean(1)
     edge_y = (image[:, :, 1:] - image[:, :, :-1]).abs().mean(1)
     return (dx * torch.exp(-edge_x)).mean(dim=(1, 2)) + (dy * torch.exp(-edge_y)).mean(dim=(1, 2))
+
+
+def near_features(landmarks: Tensor, height: int, width: int) -> Tensor:
+    """Where eyes and mouth are: what moves when an expression changes is a few percent of a frame.
+
+    Source: our choice. Round Gaussians about each eye and the middle of the mouth, as wide as a third and a half of the
+    distance between the eyes.
+
+    Args:
+        landmarks: Eyes, nose and corners of the mouth, `(B, 5, 2)`, pixels (x, y); NaN where unknown.
+        height: H.
+        width: W.
+
+    Returns:
+        `(B, 1, H, W)`, in [0, 1]; 0 everywhere where a landmark is unknown.
+    """
+    known = torch.isfinite(landmarks).all(-1).all(-1)
+    points = torch.nan_to_num(landmarks)
+    eyes, mouth = points[:, :2], points[:, 3:].mean(1, keepdim=True)
+    apart = (eyes[:, 0] - eyes[:, 1]).norm(dim=-1).clamp(min=0.05 * width)[:, None]
+    wide = torch.cat([apart / 3, apart / 3, apart / 2], dim=1)
+    away = pixel_grid(height, width, landmarks) - torch.cat([eyes, mouth], dim=1)[:, :, None, None]
+    near = torch.exp(-0.5 * away.square().sum(-1) / wide.square()[..., None, None]).amax(1)
+    return (near * known[:, None, None])[:, None]
 
 
 class RandomTransform:

@@ -15,7 +15,7 @@ from models.config import Fusion, Params
 from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork
 from models.geometry import intrinsics
-from models.losses import RandomTransform, equivariance
+from models.losses import RandomTransform, equivariance, near_features
 from models.parser import load_parser
 from models.perceptual import PerceptualLoss
 from models.pose_net import HeadPose
@@ -42,7 +42,7 @@ def build_networks(config: Fusion, device: torch.device, with_head: bool = True)
 
 
 class FusionLoss:
-    """Eq. 8 on a batch: perceptual pyramid and equivariance."""
+    """Eq. 8 on a batch: perceptual pyramid and equivariance, and what is said about eyes and mouth."""
 
     def __init__(
         self, config: Fusion, networks: dict[str, torch.nn.Module], depth: DepthNetwork, clips: ClipSet
@@ -105,8 +105,17 @@ class FusionLoss:
         equal = equivariance(fused.regions, fused.regions_moved, transform)
         with torch.no_grad():
             l1, copy = (fused.image - driving).abs().mean(), (reference - driving).abs().mean()
-        total = frame + self.config.equivariance_weight * equal
-        return {"frame": frame, "equivariance": equal, "l1": l1, "copy_l1": copy, "total": total}
+        face = self._face(fused.image, driving, drawn)
+        total = frame + self.config.equivariance_weight * equal + self.config.face_weight * face
+        return {"frame": frame, "equivariance": equal, "face": face, "l1": l1, "copy_l1": copy, "total": total}
+
+    def _face(self, image: Tensor, driving: Tensor, drawn: Drawn) -> Tensor:
+        """L1 about eyes and mouth of s_dri."""
+        landmarks = self.clips.landmarks[drawn["clip"][:, -1], drawn["frame"][:, -1]]
+        across, down = landmarks.unbind(-1)
+        across = torch.where(drawn["flip"][:, None], driving.shape[-1] - 1 - across, across)
+        near = near_features(torch.stack([across, down], -1), *driving.shape[-2:])
+        return (near * (image - driving).abs()).sum() / (3 * near.sum()).clamp(min=1)
 
 
 def train_fusion(

@@ -22,8 +22,9 @@ MAX_ZOOM = 1.7
 """Rendered heads fill less of the frame than those of crops do: they are enlarged by 1 to this."""
 
 
-ANGLE_NOISE_DEG, SHIFT_NOISE_M = 3.0, 0.004
-"""How far a landmark's pose may be off (in depth ten times as far): beside Eq. 4 this much costs nothing."""
+ANGLE_NOISE_DEG, SHIFT_NOISE_M = (3.0, 3.0, 1.0), 0.004
+"""How far a landmark's pose may be off (in depth ten times as far): beside Eq. 4 this much costs nothing. Roll, which
+the line between the eyes shows, is the surest."""
 
 
 class Known(NamedTuple):
@@ -67,6 +68,7 @@ class GeometryLoss:
         assert isinstance(pose, PoseNetwork)
         self.config, self.depth, self.pose, self.clips = config, depth, pose, clips
         self.K = intrinsics(clips.size_px, clips.size_px, config.camera.fov_deg, device=clips.frames.device)
+        self.angle_noise_deg = torch.tensor(ANGLE_NOISE_DEG, device=clips.frames.device)
         self.angles, self.translation = clips.landmark_poses(config.camera)
         self.rendered = rendered.to(clips.frames.device) if rendered is not None else None
         if (self.rendered is None) != (config.bootstrap == "landmarks"):
@@ -195,7 +197,7 @@ class GeometryLoss:
         """
         known = torch.isfinite(label.angles_deg).all(-1, keepdim=True)
         angles = torch.nan_to_num(label.angles_deg)
-        error = ((found.angles_deg - angles).abs() - slack * ANGLE_NOISE_DEG).clamp(min=0) / 10
+        error = ((found.angles_deg - angles).abs() - slack * self.angle_noise_deg).clamp(min=0) / 10
         off = (found.translation_m - torch.nan_to_num(label.translation_m)).abs()
         off = torch.cat([off[:, :2], off[:, 2:] / 10], dim=-1)
         error = error + (off - slack * SHIFT_NOISE_M).clamp(min=0) / 0.005
