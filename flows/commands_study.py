@@ -123,6 +123,33 @@ def tally(
     typer.echo(str(written[0].parent))
 
 
+@study.command()
+def inputs(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.", file_okay=False)],
+    frames: Annotated[
+        bool, typer.Option("--frames", help="Folders of PNG frames, which lose nothing, in place of mp4 files.")
+    ] = False,
+) -> None:
+    """Write subject, driving video and reference frame of every pair, for a method that runs elsewhere.
+
+    Its videos come back through generate.external: a folder with self/self_000.mp4, cross/cross_000.mp4 and so on, or
+    with folders self/self_000/ of PNG frames.
+
+    Examples:
+
+      head3d study inputs pairs/
+
+      head3d preset demo --set 'generate.external={fomm: videos/fomm}' --set 'generate.methods=[head3d, fomm]'
+    """
+    from tasks.pair_inputs import write_inputs
+
+    target = out.resolve()
+    _, paths = enter_project()
+    for name, count in write_inputs(paths, target, frames).items():
+        typer.echo(f"{name}: {count}")
+    typer.echo(str(target))
+
+
 def _print(rows: list[dict[str, object]]) -> None:
     from tasks.methods import method_name
     from tasks.tally_files import p_value

@@ -1,8 +1,10 @@
 """Videos that were made elsewhere (`generate.external`): checked, brought to our form, and kept as one more method.
 
 Source: Sec. 4.1 compares with other methods' videos. A folder holds `self/self_000.mp4`, `cross/cross_003.mp4` ... (or
-the files alone, without the two folders), named as in generated/pairs.csv. From here on they are like any other
-method's: lossless frames, and an mp4 from the same encoder, so that nothing but the pictures tells where it comes from.
+the files alone, without the two folders), named as in generated/pairs.csv; or folders `self/self_000/` of PNG frames,
+which lose nothing: for Table 1 that is fairer than a video, for ours are measured without compression. From here on
+they are like any other method's: lossless frames, and an mp4 from the same encoder, so that nothing but the pictures
+tells where it comes from.
 """
 
 from __future__ import annotations
@@ -40,23 +42,30 @@ def find_video(folder: Path, setting: str, pair: str) -> Path:
         pair: Name of the pair, for example `cross_003`.
 
     Returns:
-        `folder/setting/pair.*`, else `folder/pair.*`.
+        `folder/setting/pair/` (frames) or `pair.*` (a video), else the same in `folder`.
 
     Raises:
         UnusableError: There is none.
     """
     for place in (folder / setting, folder):
+        if any((place / pair).glob("*.png")):
+            return place / pair
         for ending in ENDINGS:
             if (path := place / f"{pair}{ending}").is_file():
                 return path
     raise UnusableError("missing")
 
 
+def _files(source: Path) -> list[Path]:
+    """The video, or the frames of a folder in the order of their names."""
+    return sorted(source.glob("*.png")) if source.is_dir() else [source]
+
+
 def read_video(path: Path, frames: int, size_px: int) -> np.ndarray:
     """The frames of an external video in our size.
 
     Args:
-        path: The file.
+        path: The file, or the folder of frames.
         frames: How many the driving clip has: the video must have as many.
         size_px: Side of our frames; a square video of another size is resized.
 
@@ -67,15 +76,15 @@ def read_video(path: Path, frames: int, size_px: int) -> np.ndarray:
         UnusableError: It cannot be read, has another number of frames, or is no square.
     """
     images = []
-    try:
-        with av.open(str(path)) as container:
-            # PyAV alone: decord, the usual reader, hangs for ever on some files
-            for frame in decoded_frames(container, video_stream(container, path)):
-                images.append(frame.to_ndarray(format="rgb24"))
-                if len(images) > frames:
-                    raise UnusableError(f"more than the {frames} frames of the driving clip")
-    except (av.FFmpegError, OSError, RuntimeError) as error:
-        raise UnusableError(f"cannot be read ({type(error).__name__})") from None
+    if path.is_dir():
+        read = [cv2.imread(str(file), cv2.IMREAD_COLOR) for file in _files(path)[: frames + 1]]
+        images = [cv2.cvtColor(image, cv2.COLOR_BGR2RGB) for image in read if image is not None]
+        if len({image.shape for image in images}) != 1:
+            raise UnusableError("frames that cannot be read or differ in size")
+    else:
+        images = _decode(path, frames)
+    if len(images) > frames:
+        raise UnusableError(f"more than the {frames} frames of the driving clip")
     if len(images) < frames:
         raise UnusableError(f"{len(images)} frames, the driving clip has {frames}")
     height, width = images[0].shape[:2]
@@ -85,6 +94,21 @@ def read_video(path: Path, frames: int, size_px: int) -> np.ndarray:
         method = cv2.INTER_AREA if height > size_px else cv2.INTER_LINEAR
         images = [cv2.resize(image, (size_px, size_px), interpolation=method) for image in images]
     return np.stack(images)
+
+
+def _decode(path: Path, frames: int) -> list[np.ndarray]:
+    """The frames of a video, not many more than `frames`."""
+    images: list[np.ndarray] = []
+    try:
+        with av.open(str(path)) as container:
+            # PyAV alone: decord, the usual reader, hangs for ever on some files
+            for frame in decoded_frames(container, video_stream(container, path)):
+                images.append(frame.to_ndarray(format="rgb24"))
+                if len(images) > frames:
+                    break
+    except (av.FFmpegError, OSError, RuntimeError) as error:
+        raise UnusableError(f"cannot be read ({type(error).__name__})") from None
+    return images
 
 
 def take_in(
@@ -119,7 +143,7 @@ def take_in(
             target = folder / "videos" / method / setting / f"{name}.mp4"
             try:
                 video = find_video(source, setting, name)
-                row["sha256"] = hashlib.sha256(video.read_bytes()).hexdigest()
+                row["sha256"] = hashlib.sha256(b"".join(file.read_bytes() for file in _files(video))).hexdigest()
                 if not (target.is_file() and known.get((method, name)) == row["sha256"]):
                     stored = array(group, f"{method}/{setting}")
                     frames = read_video(video, stored.shape[1], stored.shape[2])

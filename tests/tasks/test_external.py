@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import zarr
+from PIL import Image
 
 from models.config import ConfigError, Params, load_params
 from tasks import evaluate, external
@@ -16,8 +18,9 @@ from tasks.errors import StageError
 from tasks.external import UnusableError, read_video, take_in
 from tasks.generated import missing_videos, read_pairs
 from tasks.methods import METHODS, method_name
+from tasks.pair_inputs import write_inputs
 from tasks.pairs import choose_pairs
-from tasks.stores import array
+from tasks.stores import array, open_store
 from tasks.video import read_frames, write_video
 from tests.tasks.factory import PRESET, Project, head_clip, make_params, make_project
 
@@ -95,6 +98,33 @@ def test_only_what_is_there_is_measured(project: Project, tmp_path: Path, monkey
     evaluate.run(project.params.model_copy(update={"generate": section}), project.paths, "f")
     table = pd.read_csv(project.paths.metrics / "per_video.csv")
     assert table[table["method"] == "fomm"]["pair"].tolist() == ["cross_000", "cross_001", "cross_002"]
+
+
+def test_inputs_are_what_another_method_needs(project: Project, tmp_path: Path) -> None:
+    counts = write_inputs(project.paths, tmp_path / "out", as_frames=False)
+    assert counts == {"pairs": 7, "cross": 4, "self": 3}  # one pair failed
+    truth = array(open_store(project.paths.clips), "frames")
+    for row in pd.read_csv(tmp_path / "out" / "pairs.csv").to_dict("records"):
+        pair = read_pairs(project.paths).set_index("pair").loc[row["pair"]]
+        made = read_frames(tmp_path / "out" / "driving" / f"{row['pair']}.mp4").astype(float)
+        assert np.abs(made - np.asarray(truth[int(pair["driving_row"])])).mean() < 8  # colours at half size
+        with Image.open(tmp_path / "out" / "reference" / f"{row['pair']}.png") as image:
+            assert (np.asarray(image) == np.asarray(truth[int(pair["subject_row"])])[row["reference_frame"]]).all()
+    assert len(list((tmp_path / "out" / "subject").iterdir())) == 7
+
+
+def test_frames_go_out_and_come_back_without_loss(project: Project, tmp_path: Path) -> None:
+    write_inputs(project.paths, tmp_path / "out", as_frames=True)
+    shutil.rmtree(tmp_path / "elsewhere")
+    shutil.copytree(tmp_path / "out" / "driving", tmp_path / "elsewhere")  # a method that copies the driving video
+    assert take(project, tmp_path) == {"external_videos_fomm": 7, "external_missing_fomm": 1}
+    row = read_pairs(project.paths).set_index("pair").at["cross_002", "driving_row"]
+    truth = np.asarray(array(open_store(project.paths.clips), "frames")[int(str(row))])
+    group = zarr.open_group(project.paths.generated / "frames.zarr", mode="r")
+    assert (np.asarray(array(group, "fomm/cross")[2]) == truth).all()
+    (tmp_path / "elsewhere" / "cross_002" / "0003.png").write_bytes(b"no picture")
+    with pytest.raises(UnusableError, match="5 frames"):
+        read_video(tmp_path / "elsewhere" / "cross_002", 6, 32)
 
 
 def settings_with(tmp_path: Path, methods: str, folders: str) -> Params:

@@ -148,12 +148,12 @@ def test_a_raters_zip_tells_no_method(project: Project, tmp_path: Path) -> None:
     study.run(project.params, project.paths, "f1")
     archive = project.paths.study / "rater_01.zip"
     page = (project.paths.study / "rater_01.html").read_text(encoding="utf-8")
-    inside = re.search(r'<script type="application/json" id="videos">(.*?)</script>', page)
-    assert inside
-    for name, coded in json.loads(inside[1]).items():  # Base64 spells any short word by chance: it is looked at decoded
+    held = re.search(r'<script type="application/json" id="videos">(.*?)</script>', page)
+    assert held
+    for name, coded in json.loads(held[1]).items():  # Base64 spells any short word by chance: it is looked at decoded
         assert base64.b64decode(coded) == (project.paths.study / "videos" / name).read_bytes()
-    page = page.replace(inside[1], "")
-    everything = archive.read_bytes().replace(inside[1].encode(), b"")
+    page = page.replace(held[1], "")
+    everything = archive.read_bytes().replace(held[1].encode(), b"")
     assert not TOLD.search(everything)  # names, attributes, comments and stored contents at once
     with zipfile.ZipFile(archive) as opened:
         infos = opened.infolist()
@@ -167,7 +167,7 @@ def test_a_raters_zip_tells_no_method(project: Project, tmp_path: Path) -> None:
     assert names[:3] == ["rater_01/rater_01.csv", "rater_01/rater_01.html", "rater_01/read_me.txt"]
     assert names[3:] == sorted(names[3:])
     for path in (tmp_path / "got").rglob("*"):
-        assert path.is_dir() or not TOLD.search(path.read_bytes().replace(inside[1].encode(), b"")), path.name
+        assert path.is_dir() or not TOLD.search(path.read_bytes().replace(held[1].encode(), b"")), path.name
     linked = set(re.findall(r"[0-9a-f]{10}\.mp4", page))
     assert {f"rater_01/videos/{name}" for name in linked} == set(names[3:])
     assert not re.search(r"https?:|//\w", page)

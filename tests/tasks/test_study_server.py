@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli import app
+from flows.commands_study import _find_rater
 from tasks import study_server
 from tasks.errors import StageError
 from tasks.study_server import make_server, raters_of, store_answer
@@ -172,6 +174,27 @@ def test_without_links_nothing_is_overwritten_either(tmp_path: Path, monkeypatch
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         "rater_01.csv": b"one", "rater_01_2.csv": b"two"
     }  # fmt: skip
+
+
+def test_command_finds_a_rater_by_number_or_says_who_there_is(
+    folder: Path, server: ThreadingHTTPServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [_find_rater(name, ["rater_01", "rater_02"]) for name in ("2", "02", "rater_02")] == ["rater_02"] * 3
+    for words, said in (
+        (["9"], "there is no rater '9'; there are rater_01 to rater_02"),
+        (["1", "--port", str(server.server_port)], "choose another with --port"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            app(args=["study", "serve", *words, "--study", str(folder)])
+        assert ended.value.code == 1
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", ["serve", "tally", "inputs"])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        app(args=["study", command, "--help"])
+    assert f"head3d study {command}" in capsys.readouterr().out
 
 
 def test_what_cannot_be_served_says_what_to_do(folder: Path, server: ThreadingHTTPServer, tmp_path: Path) -> None:
