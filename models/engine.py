@@ -208,7 +208,7 @@ class Engine:
         """Stored frames to stored frames, on the device."""
         assert self._path is not None
         images = frames.permute(0, 3, 1, 2).float() / 255  # lies in memory with the channels last, as it should
-        new, angles = self._path(images, masks[:, None].float(), state)
+        new, angles, _ = self._path(images, masks[:, None].float(), state)
         return Made((new.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1), angles)
 
     def _guarded(self, frames: Tensor, masks: Tensor) -> Made:

@@ -102,7 +102,7 @@ class PerFrame(nn.Module):
         known = (*subject.head, subject.depth, subject.reference, look.small, *look.regions, *look.features)
         return SubjectState._make((*known, *offset))
 
-    def forward(self, driving: Tensor, mask: Tensor, state: SubjectState) -> tuple[Tensor, Tensor]:
+    def forward(self, driving: Tensor, mask: Tensor, state: SubjectState) -> tuple[Tensor, Tensor, Tensor]:
         """`Head3D.drive` with what is known of the subject.
 
         Args:
@@ -111,7 +111,8 @@ class PerFrame(nn.Module):
             state: From `state`.
 
         Returns:
-            The new frames, `(B, 3, H, W)`, in [0, 1], and the head's (yaw, pitch, roll) in them, `(B, 3)`, degrees.
+            The new frames, `(B, 3, H, W)`, in [0, 1]; the head's (yaw, pitch, roll) in them, `(B, 3)`, degrees, and its
+            translation, `(B, 3)`, metres.
         """
         batch = driving.shape[0]
         seen = self.pose(driving * mask)
@@ -124,7 +125,7 @@ class PerFrame(nn.Module):
             head = render_layer(many, depth, HeadPose(angles, shift).pose(), self.K)
         else:
             head = HeadLayer(driving, mask)  # is not looked at
-        return self.fusion.fuse(head, state.look().repeat(batch), driving).image, angles
+        return self.fusion.fuse(head, state.look().repeat(batch), driving).image, angles, shift
 
 
 def fold_batch_norms(module: ModuleT) -> ModuleT:
