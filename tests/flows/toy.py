@@ -172,7 +172,7 @@ def make_copy(root: Path) -> Project:
     root.mkdir(parents=True)
     for name in ("flows", "models", "tasks"):
         shutil.copytree(SOURCE / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / ".dvc").mkdir()
+    shutil.copytree(SOURCE / ".dvc" / "plots", root / ".dvc" / "plots", ignore=shutil.ignore_patterns("node_modules"))
     for name in (
         ".gitignore",
         ".dvcignore",
