@@ -136,18 +136,19 @@ def compare_heads(loss: CanonicalLoss, batches: int) -> dict[str, float]:
     return {"head_l1": ours, "head_l1_mean_canonical": mean, "gain_percent": 100 * (1 - ours / max(mean, 1e-9))}
 
 
-def train_canonical(params: Params, paths: Paths, fingerprint: str, device: torch.device) -> dict[str, Any]:
-    """Train stage 2; see `tasks.training.train` for resume and results."""
-    config = params.canonical
-    networks = build_networks(config, device)
-    network = networks["canonical"]
-    assert isinstance(network, RecurrentCanonical)
-    depth = load_depth_network(params, paths, device)
-    clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
+def canonical_job(config: Canonical, network: RecurrentCanonical, depth: DepthNetwork, clips: ClipSet) -> Training:
+    """Stage 2's training, ready to run.
+
+    Args:
+        config: The section `canonical`.
+        network: E_H, Lambda and Omega_H.
+        depth: F_D, frozen.
+        clips: The training clips, with geometry.
+    """
     losses = CanonicalLoss(config, network, depth, clips)
-    job = Training(
+    return Training(
         "canonical",
-        networks,
+        {"canonical": network},
         adam([{"params": list(network.parameters())}], config.lr, config.train.clip_norm),
         config.train.steps,
         losses,
@@ -159,6 +160,17 @@ def train_canonical(params: Params, paths: Paths, fingerprint: str, device: torc
         partial(look_at_canonical, losses),
         config.train.sheet_every_steps,
     )
+
+
+def train_canonical(params: Params, paths: Paths, fingerprint: str, device: torch.device) -> dict[str, Any]:
+    """Train stage 2; see `tasks.training.train` for resume and results."""
+    config = params.canonical
+    networks = build_networks(config, device)
+    network = networks["canonical"]
+    assert isinstance(network, RecurrentCanonical)
+    depth = load_depth_network(params, paths, device)
+    clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
+    job = canonical_job(config, network, depth, clips)
     return train(job, paths.checkpoint("canonical"), fingerprint, params.runtime)
 
 

@@ -1,4 +1,7 @@
-"""Clips for training: the whole store in memory as uint8, batches drawn, flipped and jittered on the device."""
+"""Clips for training: the whole store in memory as uint8, batches drawn, flipped and jittered on the device.
+
+What reads stores is imported where it is used: benches train on a machine that has torch and little else.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,6 @@ from models.pose_net import HeadPose
 from tasks.clip_table import ok_clips, read_table
 from tasks.errors import StageError
 from tasks.paths import Paths
-from tasks.quality import flags
-from tasks.stores import array, open_store, read_rows
 
 
 @dataclass
@@ -112,6 +113,8 @@ def smoothed(values: Tensor) -> Tensor:
 
 def usable_clips(paths: Paths) -> pd.DataFrame:
     """Rows of the clip table that have frames and masks."""
+    from tasks.stores import array, open_store
+
     table = ok_clips(read_table(paths.clip_table))
     parsed = np.asarray(array(open_store(paths.masks), "done")[:])
     return table[parsed[table["row"].to_numpy()] == 1].reset_index(drop=True)
@@ -130,6 +133,8 @@ def training_flags(paths: Paths, quality: Quality) -> pd.Series:
     Raises:
         StageError: There is no mask table.
     """
+    from tasks.quality import flags
+
     if not paths.mask_table.is_file():
         raise StageError(f"{paths.mask_table} does not exist; `dvc repro parse` makes it (or `dvc pull`)")
     table = usable_clips(paths)
@@ -186,6 +191,8 @@ def load_clips(
     Raises:
         StageError: The split has no usable clip, or `quality` leaves none.
     """
+    from tasks.stores import open_store, read_rows
+
     table = usable_clips(paths)
     if split is not None:
         table = table[table["split"] == split].reset_index(drop=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,45 @@ class FusionLoss:
         return (near * (image - driving).abs()).sum() / (3 * near.sum()).clamp(min=1)
 
 
+def fusion_job(
+    config: Fusion,
+    networks: dict[str, torch.nn.Module],
+    canonical: dict[str, torch.nn.Module],
+    depth: DepthNetwork,
+    clips: ClipSet,
+    settings: Mapping[str, Any],
+) -> Training:
+    """Stage 3's training, ready to run.
+
+    Args:
+        config: The section `fusion`.
+        networks: From `build_networks`.
+        canonical: Stage 2, frozen.
+        depth: F_D, frozen.
+        clips: The training clips, with geometry.
+        settings: What is stored beside the weights.
+    """
+    network = networks["fusion"]
+    assert isinstance(network, FusionNetwork)
+    steps = config.train.steps if network.with_head else config.without_head_steps
+    drop = config.train.lr_drop_step * steps / config.train.steps  # at the same share of a longer or shorter training
+    losses = FusionLoss(config, {**networks, **canonical}, depth, clips)
+    return Training(
+        "fusion" if network.with_head else "fusion without head",
+        networks,
+        adam([{"params": list(network.parameters())}], config.lr, config.train.clip_norm),
+        steps,
+        losses,
+        lambda step: [config.lr * (0.1 if step >= drop else 1.0)],
+        settings,
+        config.train.log_every_steps,
+        config.train.average,
+        config.train.batch_videos,
+        partial(look_at_fusion, losses),
+        config.train.sheet_every_steps,
+    )
+
+
 def train_fusion(
     params: Params, paths: Paths, fingerprint: str, with_head: bool, device: torch.device
 ) -> dict[str, Any]:
@@ -127,36 +167,20 @@ def train_fusion(
         What `train` says.
     """
     config = params.fusion
-    folder = _folder(paths, with_head)
-    steps = config.train.steps if with_head else config.without_head_steps
     canonical = build_canonical(params.canonical, device)
     load_weights(paths.checkpoint("canonical"), canonical)
     canonical["canonical"].requires_grad_(False).eval()
     networks = build_networks(config, device, with_head)
     depth = load_depth_network(params, paths, device)
     clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
-    drop = config.train.lr_drop_step * steps / config.train.steps  # at the same share of a longer or shorter training
-    losses = FusionLoss(config, {**networks, **canonical}, depth, clips)
-    job = Training(
-        "fusion" if with_head else "fusion without head",
-        networks,
-        adam([{"params": list(networks["fusion"].parameters())}], config.lr, config.train.clip_norm),
-        steps,
-        losses,
-        lambda step: [config.lr * (0.1 if step >= drop else 1.0)],
-        {
-            "fusion": config.model_dump(),
-            "size_px": clips.size_px,
-            "crop": params.crop.model_dump(),
-            "parse": params.parse.model_dump(),
-        },
-        config.train.log_every_steps,
-        config.train.average,
-        config.train.batch_videos,
-        partial(look_at_fusion, losses),
-        config.train.sheet_every_steps,
-    )
-    return train(job, folder, fingerprint, params.runtime)
+    settings = {
+        "fusion": config.model_dump(),
+        "size_px": clips.size_px,
+        "crop": params.crop.model_dump(),
+        "parse": params.parse.model_dump(),
+    }
+    job = fusion_job(config, networks, canonical, depth, clips, settings)
+    return train(job, _folder(paths, with_head), fingerprint, params.runtime)
 
 
 def _folder(paths: Paths, with_head: bool) -> Path:

@@ -19,14 +19,12 @@ from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import ClipSet, left_out, load_clips, usable_clips
 from tasks.device import choose_device
 from tasks.devices import on_devices
-from tasks.geometry_check import check_stage1
 from tasks.geometry_look import look_at_geometry
 from tasks.geometry_loss import GeometryLoss
 from tasks.optimiser import adam
 from tasks.paths import Paths
 from tasks.progress import progress
 from tasks.rendered_heads import RenderedHeads, render_heads
-from tasks.stores import array, finish_store, geometry_arrays, open_or_create, open_store, read_fingerprint, write_rows
 from tasks.training import Training, train
 
 FIRST_PERSON, FRAMES = 5000, 40
@@ -142,6 +140,8 @@ def predict_geometry(
 
 def store_geometry(params: Params, paths: Paths, fingerprint: str, device: torch.device) -> int:
     """Write geometry.zarr for every usable clip; returns how many there are."""
+    from tasks.stores import array, finish_store, geometry_arrays, open_or_create, open_store, write_rows
+
     networks = build_networks(params.geometry, device)
     load_weights(paths.checkpoint("geometry"), networks)
     for network in networks.values():
@@ -189,6 +189,9 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     Raises:
         StageError: No usable clip, or training failed.
     """
+    from tasks.geometry_check import check_stage1
+    from tasks.stores import read_fingerprint
+
     device = choose_device(params.runtime.device)
     folder = paths.checkpoint("geometry")
     summary: dict[str, Any] = {"device": str(device), **left_out(paths, params.quality)}
