@@ -15,7 +15,10 @@ import typer
 from rich.console import Console
 
 from flows.commands_bench import bench
+from flows.commands_bench_use import animate as bench_animate
+from flows.commands_bench_use import store as bench_store
 from flows.commands_check import check_geometry
+from flows.commands_export import export
 from flows.commands_head import attention, canonical, view
 from flows.commands_parse import parse
 from flows.commands_setup import doctor, preset
@@ -103,7 +106,10 @@ app.command()(metrics)
 app.command()(check_geometry)
 app.command()(parse)
 app.command()(train_parser)
+app.command()(export)
 bench.command("parser")(bench_parser)
+bench.command("animate")(bench_animate)
+bench.command("store")(bench_store)
 app.add_typer(bench, name="bench")
 app.add_typer(study, name="study")
 

@@ -103,7 +103,7 @@ def geometry(
     from flows.commands_check import show_bars
     from tasks.bench_geometry import Rendered, bench_training, bench_weights, with_steps
 
-    settings = _settings(preset, params)
+    settings = bench_settings(preset, params)
     rendered = Rendered(people, unseen, frames, workers or settings.runtime.workers)
     where = device or settings.runtime.device
     if weights is not None:
@@ -118,7 +118,7 @@ def geometry(
     show_bars(bars, as_json)
 
 
-def _settings(preset: str | None, file: Path | None) -> Params:
+def bench_settings(preset: str | None, file: Path | None) -> Params:
     """Of a preset, a file, or the project around the working directory."""
     if preset is not None and file is not None:
         raise typer.BadParameter("name a preset or a file, not both", param_hint="--preset")

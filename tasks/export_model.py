@@ -22,6 +22,7 @@ from models.head3d import Head3D
 from models.per_frame import PerFrame, SubjectState
 from tasks.bench_animate import drawn_frames
 from tasks.errors import StageError
+from tasks.trained import load_model, load_preparation
 
 FORMATS = ("torch", "onnx")
 OPSET = 20
@@ -194,11 +195,11 @@ def interface(one: Exported, expected: Sequence[Tensor]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def export_model(model: Head3D, folder: Path, form: str, batch: int, references: int) -> dict[str, Any]:
-    """Write both paths of a model.
+def export_model(checkpoints: Path, folder: Path, form: str, batch: int, references: int) -> dict[str, Any]:
+    """Write both paths of a trained model.
 
     Args:
-        model: The trained model, on the CPU.
+        checkpoints: Folder with geometry/, canonical/ and fusion/.
         folder: `frame.*`, `subject.*`, `interface.json` and `README.txt` go here.
         form: torch (`.pt2`) or onnx.
         batch: Frames at a time.
@@ -208,11 +209,13 @@ def export_model(model: Head3D, folder: Path, form: str, batch: int, references:
         For each file its size and how far its outputs are from the model's.
 
     Raises:
-        StageError: The format is not known or its packages are missing, or a file does not give the model's frames.
+        StageError: The model is not trained, the format is not known or its packages are missing, or a file does not
+            give the model's frames.
     """
     if form not in WRITERS:
         raise StageError(f"'{form}' is no format of a model; take {' or '.join(FORMATS)}")
     ending, write = WRITERS[form]
+    model = load_model(checkpoints, torch.device("cpu"))
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
     described: dict[str, Any] = {"size_px": model.size_px, "batch": batch, "references": references}
@@ -235,22 +238,29 @@ def export_model(model: Head3D, folder: Path, form: str, batch: int, references:
     return figures
 
 
-def write_state(model: Head3D, images: Tensor, masks: Tensor, file: Path) -> None:
-    """The tensors of a subject that a frame needs, for the exported path; offsets are those of the absolute mode.
+def export_state(checkpoints: Path, subject: Path, folder: Path, references: int) -> None:
+    """Write `state.npz`: the tensors of a subject that a frame needs, with the offsets of the absolute mode.
 
     Args:
-        model: The model.
-        images: The references, `(N, 3, H, W)`, in [0, 1]; the first is s_ref.
-        masks: `(N, 1, H, W)`.
-        file: The .npz to write.
+        checkpoints: Folder with geometry/, canonical/ and fusion/.
+        subject: Video of the person.
+        folder: Where it goes.
+        references: N; a shorter video gives all its frames.
+
+    Raises:
+        StageError: The model is not trained, or the video cannot be used.
     """
+    from tasks.animate import subject_state
+    from tasks.prepared import prepare
+
+    model = load_model(checkpoints, torch.device("cpu"))
+    ready = subject_state(model, prepare(subject, *load_preparation(checkpoints), "cpu"), references, "even")
     with torch.no_grad():
-        path = PerFrame(model, *images.shape[-2:])
-        subject = model.subject(images, masks, 0)
-        state = path.state(subject, None)._asdict()
-    own = {"reference_deg": subject.reference_pose.angles_deg, "reference_m": subject.reference_pose.translation_m}
-    arrays: Mapping[str, Any] = {name: value.cpu().numpy() for name, value in {**state, **own}.items()}
-    np.savez(file, **arrays)
+        state = PerFrame(model, *ready.state.reference.shape[-2:]).state(ready.state, None)._asdict()
+    own = ready.state.reference_pose
+    arrays: Mapping[str, Any] = {**state, "reference_deg": own.angles_deg, "reference_m": own.translation_m}
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "state.npz", **{name: value.numpy() for name, value in arrays.items()})
 
 
 def _readme(ending: str, described: Mapping[str, Any]) -> str:
