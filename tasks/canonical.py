@@ -30,7 +30,7 @@ from tasks.clip_data import (
     step_generator,
     usable_clips,
 )
-from tasks.device import choose_device
+from tasks.device import choose_device, placed
 from tasks.devices import on_devices
 from tasks.optimiser import adam
 from tasks.paths import Paths
@@ -40,12 +40,12 @@ from tasks.training import Training, train
 def build_networks(config: Canonical, device: torch.device) -> dict[str, torch.nn.Module]:
     """E_H, Lambda and Omega_H, seeded, under the name `canonical`."""
     torch.manual_seed(config.train.seed)
-    return {"canonical": RecurrentCanonical(config.net).to(device)}
+    return {"canonical": placed(RecurrentCanonical(config.net), device)}
 
 
 def load_depth_network(params: Params, paths: Paths, device: torch.device) -> DepthNetwork:
     """F_D as stage 1 left it: frozen, in eval mode."""
-    network = DepthNetwork(params.geometry.depth_net, params.geometry.camera).to(device)
+    network = placed(DepthNetwork(params.geometry.depth_net, params.geometry.camera), device)
     load_weights(paths.checkpoint("geometry"), {"depth": network})
     network.requires_grad_(False)
     return network.eval()

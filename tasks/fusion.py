@@ -26,7 +26,7 @@ from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import load_depth_network, warped_batch
 from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import ClipSet, Drawn, batch_geometry, draw, gather, left_out, load_clips, step_generator
-from tasks.device import choose_device
+from tasks.device import choose_device, placed
 from tasks.devices import on_devices
 from tasks.fusion_look import look_at_fusion
 from tasks.head_bank import HeadBank, make_heads
@@ -39,7 +39,7 @@ from tasks.training import Training, train
 def build_networks(config: Fusion, device: torch.device, with_head: bool = True) -> dict[str, torch.nn.Module]:
     """E_F, Phi and Omega_F, seeded, under the name `fusion`."""
     torch.manual_seed(config.train.seed)
-    return {"fusion": FusionNetwork(config.net, config.flow_net, with_head).to(device)}
+    return {"fusion": placed(FusionNetwork(config.net, config.flow_net, with_head), device)}
 
 
 class FusionLoss:
@@ -57,7 +57,7 @@ class FusionLoss:
         self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=device)
         weights = load_registered("vgg19") if config.perceptual.backbone == "vgg19" else None
         parser = load_parser(EMBEDDED_FILE) if config.perceptual.backbone == "head_parser" else None
-        self.perceptual = PerceptualLoss(config.perceptual, weights, parser).to(device)
+        self.perceptual = placed(PerceptualLoss(config.perceptual, weights, parser), device)
         if config.heads_per_clip and fusion.with_head:
             self.bank = make_heads(clips, config.train, config.heads_per_clip, canonical, depth, self.K)
 

@@ -17,7 +17,7 @@ from models.initial import start_depth, start_pose
 from models.pose_net import PoseNetwork
 from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import ClipSet, left_out, load_clips, usable_clips
-from tasks.device import choose_device
+from tasks.device import choose_device, placed
 from tasks.devices import on_devices
 from tasks.geometry_look import look_at_geometry
 from tasks.geometry_loss import GeometryLoss
@@ -46,7 +46,7 @@ def build_networks(config: Geometry, device: torch.device) -> dict[str, torch.nn
         "depth": DepthNetwork(config.depth_net, config.camera),
         "pose": PoseNetwork(config.pose_net, config.camera),
     }
-    return {name: network.to(device) for name, network in networks.items()}
+    return {name: placed(network, device) for name, network in networks.items()}
 
 
 def render_start(config: Geometry, size_px: int, workers: int) -> RenderedHeads | None:

@@ -6,8 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tasks.device import compile_networks
 from tasks.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class Stepper:
     WARM_STEPS = 3
     """Steps taken one by one before the recording: they let cuDNN choose, Adam allocate and NCCL connect."""
 
-    def __init__(self, job: Training, record: bool, averaged: Weights, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, job: Training, record: bool, averaged: Weights, ranks: Ranks | None = None, fuse: bool = False
+    ) -> None:
         """Prepare.
 
         Args:
@@ -48,7 +51,11 @@ class Stepper:
             record: Whether to record steps where that is possible.
             averaged: The running average, changed in place; empty: there is none.
             ranks: The processes that train together.
+            fuse: Whether to compile the networks, where that is possible.
         """
+        if fuse:  # what the losses look through as well: frozen networks and the perceptual features
+            beside = [value for value in vars(job.losses).values() if isinstance(value, nn.Module)]
+            compile_networks({id(network): network for network in [*job.modules.values(), *beside]}.values())
         self.job, self.names, self.waited_s = job, [""], 0.0
         self.ranks = ranks or Ranks.here()
         self._average = [(averaged[name], value) for name, value in trained_values(job).items() if name in averaged]

@@ -119,7 +119,7 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
     if runtime.sync_batch_norm:
         ranks.share_statistics(job.modules.values())
     run = _Run(job, folder, fingerprint, ranks)
-    stepper = Stepper(job, runtime.cuda_graphs, run.averaged, ranks)
+    stepper = Stepper(job, runtime.cuda_graphs, run.averaged, ranks, runtime.compile)
     saved = time.monotonic()
     log = TrainingLog(job, folder, run.step, run.averaged, ranks.first)
     with Interruption(ranks.first) as interruption, log:

@@ -254,6 +254,7 @@ def test_a_loss_that_is_no_number_is_named(tmp_path: Path):
         devices=1,
         sync_batch_norm=True,
         cuda_graphs=False,
+        compile=False,
         scheduler="local",
         stores="",
         workers=1,
