@@ -150,6 +150,53 @@ def inputs(
     typer.echo(str(target))
 
 
+@study.command()
+def simulate(
+    raters: Annotated[int, typer.Option(min=1, help="Of the study to come.")] = 10,
+    pairs: Annotated[int, typer.Option(min=2, help="Of one dataset and baseline.")] = 100,
+    percent: Annotated[float, typer.Option(min=1, max=99, help="True preference for ours.")] = 57.0,
+    pair_sd: Annotated[float, typer.Option(min=0, max=5, help="How much pairs differ (logit).")] = 1.0,
+    rater_sd: Annotated[float, typer.Option(min=0, max=5, help="How much raters differ (logit).")] = 0.5,
+    studies: Annotated[int, typer.Option(min=10, help="How many are simulated.")] = 500,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also draw it (.png or .svg).")] = None,
+) -> None:
+    """Before asking people: what would a study of this size show?
+
+    Simulates raters with a known preference, once with independent answers and once with the spreads that are named.
+
+    Examples:
+
+      head3d study simulate
+
+      head3d study simulate --raters 30 --pairs 50 --percent 60 -o power.png
+    """
+    from tasks.study_power import Design, draw_outcomes
+    from tasks.study_power import simulate as run
+
+    kind = out.suffix.lower().removeprefix(".") if out else "png"
+    if kind not in ("png", "svg"):
+        raise typer.BadParameter("the picture's name must end in .png or .svg", param_hint="--out")
+    spreads = [(0.0, 0.0)] + ([(pair_sd, rater_sd)] if pair_sd or rater_sd else [])
+    outcomes = [run(Design(raters, pairs, percent / 100, *spread), studies, seed) for spread in spreads]
+    shown = Table("spread of pairs, raters", "alpha", f"interval holds {percent:g}%", "Wilson's does", "half width",
+                  "Wilson's", "50% is ruled out", box=None, header_style="bold")  # fmt: skip
+    for one in outcomes:
+        shown.add_row(
+            f"{one.design.pair_sd:g}, {one.design.rater_sd:g}",
+            f"{one.alpha:.2f}",
+            f"{one.coverage:.1%}",
+            f"{one.coverage_wilson:.1%}",
+            f"{100 * one.half_width:.1f}",
+            f"{100 * one.half_width_wilson:.1f}",
+            f"{one.noticed:.0%}",
+        )
+    Console(width=120).print(shown)
+    if out:
+        out.write_bytes(draw_outcomes(outcomes, kind))
+        typer.echo(str(out))
+
+
 def _print(rows: list[dict[str, object]]) -> None:
     from tasks.methods import method_name
     from tasks.tally_files import p_value

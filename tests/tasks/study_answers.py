@@ -1,15 +1,10 @@
-"""Helpers of the study's tests: reading its tables, filling in its sheets, and simulated raters."""
+"""Helpers of the study's tests: reading its tables and filling in its sheets."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-from scipy.special import expit
-
-from tasks.agreement import Answers
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -48,22 +43,3 @@ def answer(folder: Path, target: Path, wins: Callable[[dict[str, str]], bool]) -
         row["choice"] = "a" if wins(key[known["repeat_of"] or row["pair"]]) == ours_on_a else "b"
         row["seconds"] = f"{5 + number}.{sum(map(ord, target.name)) % 10}"
     return write_csv(target, rows)
-
-
-def base_of(share: float, spread: float) -> float:
-    """The logit about which answers spread so that `share` of all are for ours."""
-    points = np.random.default_rng(0).normal(size=100_000) * spread
-    low, high = -4.0, 4.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if expit(middle + points).mean() < share else (low, middle)
-    return low
-
-
-def simulated(
-    rng: np.random.Generator, raters: int, pairs: int, base: float, pair_sd: float, rater_sd: float
-) -> Answers:
-    """Answers of raters who like some pairs (and, by rater, ours) more than others; spreads are of the logit."""
-    liking = base + pair_sd * rng.normal(size=(1, pairs)) + rater_sd * rng.normal(size=(raters, 1))
-    chosen = rng.random((raters, pairs)) < expit(liking)
-    return {(f"r{r}", f"p{p}"): bool(chosen[r, p]) for r in range(raters) for p in range(pairs)}

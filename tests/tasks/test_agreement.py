@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tasks.agreement import agreement, clustered, fleiss_kappa, krippendorff_alpha, preference, sign_test, wilson
-from tests.tasks.study_answers import base_of, simulated
 
 FLEISS_1971 = [
     [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
@@ -81,19 +80,3 @@ def test_counts_ties_and_the_cases_without_spread() -> None:
     unanimous = preference({(f"r{r}", f"p{p}"): True for r in range(3) for p in range(4)})
     assert unanimous.honest == unanimous.wilson  # never narrower
     assert preference({("r0", "p0"): True}).honest == (0.0, 1.0)
-
-
-@pytest.mark.parametrize(("pair_sd", "rater_sd", "wilson_holds"), [(0.0, 0.0, (0.93, 0.98)), (1.0, 0.5, (0.45, 0.68))])
-def test_the_interval_holds_a_known_57_percent(
-    pair_sd: float, rater_sd: float, wilson_holds: tuple[float, float]
-) -> None:
-    """500 studies of 10 raters and 100 pairs: the honest interval holds 57% in 95% of them (up to chance, 1%), Wilson's
-    only where answers are independent."""
-    rng = np.random.default_rng(57)
-    base = base_of(0.57, math.hypot(pair_sd, rater_sd))
-    found = [preference(simulated(rng, 10, 100, base, pair_sd, rater_sd)) for _ in range(500)]
-    honest = np.mean([one.honest[0] <= 0.57 <= one.honest[1] for one in found])
-    narrow = np.mean([one.wilson[0] <= 0.57 <= one.wilson[1] for one in found])
-    assert 0.93 <= honest <= 0.985
-    assert wilson_holds[0] <= narrow <= wilson_holds[1]
-    assert abs(np.mean([one.share for one in found]) - 0.57) < 0.01

@@ -190,7 +190,7 @@ def test_command_finds_a_rater_by_number_or_says_who_there_is(
         assert said in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("command", ["serve", "tally", "inputs"])
+@pytest.mark.parametrize("command", ["serve", "tally", "inputs", "simulate"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         app(args=["study", command, "--help"])
