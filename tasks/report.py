@@ -33,6 +33,7 @@ from tasks.report_media import frame_indices, outlined, shrink
 from tasks.report_run import device_name, duration, environment, frame_times, hashes, revision, summaries, times
 from tasks.report_tables import FIGURE_NAMES, ablations, motion, paper_tables, preferences, results
 from tasks.sheets import colour_labels
+from tasks.stage_pictures import SAMPLES, read_picture
 from tasks.stores import array, open_store
 
 TRAINED = {
@@ -41,6 +42,7 @@ TRAINED = {
     "fusion": "Stage 3: fusion (Eq. 8)",
 }
 MASKS_SHOWN, SHEETS_SHOWN, SHEET_FRAMES = 12, 2, 8
+SAMPLES_PX = 1600
 REFUSED_SHOWN = 100
 HERE = Path(__file__).parent
 VIEWER = HERE / "viewer" / "viewer.min.js"
@@ -96,6 +98,7 @@ def _pictures(
     failures = failure_section(params, paths, other)
     masks, legend = _masks(paths, clips, other)
     sheets = _sheets(params, paths, clips, other)
+    samples = _samples(paths, other)
     heads = heads_section(params, paths, shelf["heads"], other)
     examples, left_out = _examples(params, paths, clips, per_video, shelf["examples"])
     return {
@@ -104,6 +107,7 @@ def _pictures(
         "masks": masks,
         "labels": legend,
         "sheets": sheets,
+        "samples": samples,
         "heads": heads,
         "turns": [f"{turn:g}" for turn in TURNS_DEG],
         "examples": examples,
@@ -271,6 +275,18 @@ def _masks(paths: Paths, table: pd.DataFrame, shelf: Shelf) -> tuple[list[Pictur
         (NAMES[label], "#" + bytes(COLOURS[label].tolist()).hex()) for label in sorted(seen) if label < len(NAMES)
     ]
     return pictures, legend
+
+
+def _samples(paths: Paths, shelf: Shelf) -> list[Picture]:
+    """What the networks of each training made of some samples at its end."""
+    found = []
+    for stage, title in TRAINED.items():
+        files = sorted(paths.checkpoint(stage).glob(SAMPLES))
+        if files:
+            step = int(files[-1].stem.removeprefix("step_"))
+            picture = shelf.image(read_picture(files[-1], SAMPLES_PX), 85)
+            found.append(Picture(f"{title}, step {step}", f"samples of the training, {title}, step {step}", picture))
+    return found
 
 
 def _sheets(params: Params, paths: Paths, table: pd.DataFrame, shelf: Shelf) -> list[Picture]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -49,6 +50,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         patch.setenv("TORCH_HOME", str(root))
         made = make_project(root, frames=8, size_px=48, report={"examples": 2, "frames_per_sheet": 4})
         write_checkpoints(made.paths.data / "checkpoints", settings())
+        (made.paths.checkpoint("fusion") / "samples").mkdir()
+        for step in (90, 200):
+            samples = Image.new("RGB", (400, 100), (step, 0, 0))
+            samples.save(made.paths.checkpoint("fusion") / "samples" / f"step_{step:08d}.png")
         for name, stage in (("evaluate", evaluate), ("study", study)):
             summary = {"seconds": 65.0, **stage.run(made.params, made.paths, "f")}
             (made.paths.metrics / f"{name}.json").write_text(json.dumps(summary), encoding="utf-8")
@@ -318,8 +323,11 @@ def test_settings_environment_and_curves_are_there(html: str, project: Project) 
     assert f"size_px: {project.params.crop.size_px}" in html
     assert torch.__version__.split("+")[0] in html
     assert html.count('<svg class="chart"') + html.count('class="chart">') >= 3
-    for name in ("equivariance", "symmetry", "0123456789abcdef"):
+    for name in ("equivariance", "symmetry", "0123456789abcdef", "Samples: Stage 3: fusion (Eq. 8), step 200"):
         assert name in html
+    weights = project.paths.checkpoint("fusion") / "model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in html
+    assert "SHA-256 of checkpoints/fusion/model.safetensors" in html
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -449,18 +457,35 @@ def test_nothing_was_said_and_nothing_asked_for_outside_the_folder(opened: Opene
     assert outside == []
 
 
-def test_without_scripts_videos_still_play(opened: Opened) -> None:
-    browser = opened.page.context.browser
-    context = browser.new_context(java_script_enabled=False, viewport={"width": 1280, "height": 900})
+def test_without_scripts_videos_are_large_and_what_needs_them_is_hidden(opened: Opened) -> None:
+    context = opened.page.context.browser.new_context(
+        java_script_enabled=False, viewport={"width": 1280, "height": 900}
+    )
     try:
         page = context.new_page()
         page.goto(opened.url)
-        first = page.locator("video").first
-        first.scroll_into_view_if_needed()
-        box = first.bounding_box()
-        assert box["width"] > 600
+        page.locator("video").first.scroll_into_view_if_needed()
+        assert page.locator("video").first.bounding_box()["width"] > 600
         assert page.locator(".turn:visible").count() == 0
         assert page.locator(".viewer:visible").count() == 0
+        assert page.locator(".heads img").count() == 4
+    finally:
+        context.close()
+
+
+def test_without_webgl_the_pictures_stay_and_nothing_offers_more(opened: Opened) -> None:
+    context = opened.page.context.browser.new_context()
+    try:
+        page, said = context.new_page(), []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.add_init_script("HTMLCanvasElement.prototype.getContext = (get => function (kind, ...rest) {"
+                             "return kind.startsWith('webgl') ? null : get.call(this, kind, ...rest); })"
+                             "(HTMLCanvasElement.prototype.getContext)")  # fmt: skip
+        page.goto(opened.url)
+        assert page.locator(".driven").count() == 4
+        assert page.locator(".turn:visible").count() == 0
+        assert said == []
     finally:
         context.close()
 
