@@ -23,7 +23,6 @@ def values() -> dict:
         ("crop", "size_px", "64", "crop.size_px"),
         ("acquire", "test_fraction", 1.5, "acquire.test_fraction"),
         ("parse", "parser", "magic", "parse.parser"),
-        ("generate", "methods", ["head3d", "head3d_n2"], r"generate\.methods\.1' = 'head3d_n2'.*'head3d_n3'"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(section: str, key: str, value: object, message: str):
