@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from flows.commands_bench import bench
+from flows.commands_bench_train import train as bench_train
 from flows.commands_bench_use import animate as bench_animate
 from flows.commands_bench_use import store as bench_store
 from flows.commands_check import check_geometry
@@ -108,6 +109,7 @@ app.command()(parse)
 app.command()(train_parser)
 app.command()(export)
 bench.command("parser")(bench_parser)
+bench.command("train")(bench_train)
 bench.command("animate")(bench_animate)
 bench.command("store")(bench_store)
 app.add_typer(bench, name="bench")

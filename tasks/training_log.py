@@ -162,7 +162,8 @@ def resting(job: Training, averaged: Weights) -> Iterator[None]:
     training = [(part, part.training) for module in job.modules.values() for part in module.modules()]
     values = [(value, averaged[name]) for name, value in trained_values(job).items() if name in averaged]
     before = [value.clone() for value, _ in values]
-    with torch.no_grad():
+    # A compiled network would be compiled a second time for it, which takes minutes.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         try:
             for part, _ in training:
                 part.training = False
