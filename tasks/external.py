@@ -111,6 +111,17 @@ def _decode(path: Path, frames: int) -> list[np.ndarray]:
     return images
 
 
+def check_folders(external: Mapping[str, str]) -> None:
+    """Before hours of work: whether every folder of `generate.external` is there.
+
+    Raises:
+        StageError: One is not.
+    """
+    for method, place in external.items():
+        if not (source := Path(place).expanduser()).is_dir():
+            raise StageError(f"generate.external.{method}: {source} is not a folder; correct it or take the method out")
+
+
 def take_in(
     external: Mapping[str, str], pairs: pd.DataFrame, folder: Path, group: zarr.Group, fps: Mapping[str, float]
 ) -> dict[str, Any]:
@@ -131,12 +142,11 @@ def take_in(
     Raises:
         StageError: A folder does not exist.
     """
+    check_folders(external)
     known = {(row["method"], row["pair"]): row["sha256"] for row in read_external(folder).to_dict("records")}
     rows: list[dict[str, Any]] = []
     for method, place in external.items():
         source = Path(place).expanduser()
-        if not source.is_dir():
-            raise StageError(f"generate.external.{method}: {source} is not a folder; correct it or take the method out")
         for pair in pairs.to_dict("records"):
             setting, name = str(pair["setting"]), str(pair["pair"])
             row = {"method": method, "pair": name, "status": "ok", "reason": "", "sha256": ""}

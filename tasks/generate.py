@@ -23,7 +23,7 @@ from tasks.checkpoint_folder import read_fingerprint
 from tasks.clip_data import ClipSet, load_clips, usable_clips
 from tasks.device import choose_device
 from tasks.errors import StageError
-from tasks.external import take_in
+from tasks.external import check_folders, take_in
 from tasks.frames import to_uint8
 from tasks.generated import SECONDS, Seconds
 from tasks.methods import METHODS, OURS
@@ -156,6 +156,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     """
     config = params.generate
     device = choose_device(params.runtime.device)
+    check_folders(config.external)
     folder = _prepare(paths, fingerprint, config.methods)
     pairs = choose_pairs(usable_clips(paths), params.crop.clip_frames, config)
     if pairs.empty:

@@ -19,7 +19,7 @@ ASPECTS = {
 }
 
 
-EMBED_BYTES = 24 * 2**20
+EMBED_BYTES = 12 * 2**20
 """Up to so much the videos stand in the page itself: then it can be sent alone and opens on a phone, too."""
 
 

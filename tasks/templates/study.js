@@ -304,22 +304,27 @@
   $("open").addEventListener("click", () => { at = Math.max(0, rows.findIndex((row) => !isDone(row))); show("rate"); });
   $("comment").addEventListener("input", () => { answer().comment = $("comment").value; exported = false; write(); });
 
+  // A button that was clicked keeps the focus, but space and Enter go on meaning the videos and the next pair; only
+  // on one that was reached by Tab they press it.
+  let clicked = null;
+  document.addEventListener("pointerdown", (event) => { clicked = event.target.closest("button, summary"); });
+  document.addEventListener("focusin", (event) => { if (event.target !== clicked) clicked = null; });
+  const presses = (target) => target.matches("button, summary") && target !== clicked;
+
   document.addEventListener("keydown", (event) => {
     const target = event.target;
     if (shown !== "rate" || event.ctrlKey || event.metaKey || event.altKey || target.tagName === "TEXTAREA") return;
-    const own = target.matches("button, summary") && target.matches(":focus-visible"); // reached by Tab: the key is its own
     const keys = {
       a: () => choose("choice", "a"), b: () => choose("choice", "b"), r: again, s: slower, l: loop,
       " ": toggle, enter: next, arrowright: next, backspace: back, arrowleft: back,
     };
     const key = event.key.toLowerCase();
-    if (!(key in keys) || (own && (key === " " || key === "enter"))) return;
+    if (!(key in keys) || (presses(target) && (key === " " || key === "enter"))) return;
     event.preventDefault();
     if (!event.repeat) keys[key]();
   });
-  // a button that was clicked keeps the focus: its keyup would press it once more
-  document.addEventListener("keyup", (event) => {
-    if (shown === "rate" && event.key === " " && event.target.matches("button") && !event.target.matches(":focus-visible")) event.preventDefault();
+  document.addEventListener("keyup", (event) => { // the press of a button comes with the key's end
+    if (shown === "rate" && event.key === " " && event.target.matches("button, summary") && !presses(event.target)) event.preventDefault();
   });
 
   document.addEventListener("visibilitychange", () => {

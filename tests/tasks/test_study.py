@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from models.config import Params, Study
 from tasks import study
@@ -238,6 +239,12 @@ def test_a_damaged_study_is_mended_and_one_of_a_killed_run_comes_back(project: P
     folder.rename(folder.with_name("study.old"))  # killed between two renames
     assert study.run(project.params, project.paths, "f1") == summary
     assert contents(folder) == {**before, "returned/rater_01.csv": b"an answer"}
+
+
+def test_dvc_does_not_clear_the_folder_that_holds_the_answers() -> None:
+    text = (Path(__file__).parents[2] / "dvc.yaml").read_text(encoding="utf-8")
+    outs = yaml.safe_load(text)["stages"]["study"]["outs"]
+    assert outs == [{"data/study": {"persist": True}}]
 
 
 def test_answers_outlive_a_study_of_the_same_videos_and_stop_one_of_others(project: Project) -> None:

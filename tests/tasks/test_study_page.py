@@ -108,10 +108,10 @@ def rate(page: Any, choice: str, by: str) -> None:
     else:
         button.click()
     expect(button).to_have_attribute("aria-pressed", "true")
-    if by == "keys":
-        page.keyboard.press("Enter")
-    else:
+    if by == "mouse":
         page.locator("#next").click()
+    else:
+        page.keyboard.press("Enter")
 
 
 def export(page: Any, target: Path) -> Path:
@@ -152,7 +152,7 @@ def test_twelve_pairs_with_a_break_are_what_the_tally_counts(folder: Path, playw
     page.locator("#begin").click()
     for number in range(6, 12):
         assert place(page) == number
-        rate(page, clicked[number], "keys" if number % 3 else "mouse")
+        rate(page, clicked[number], ("mouse, then Enter", "keys", "mouse")[number % 3])
     assert page.locator("#summary").inner_text() == "12 of 12 pairs are answered. Thank you!"
     assert page.locator("#send").is_hidden()
     sheet = export(page, tmp_path / "rater_01.csv")
@@ -213,6 +213,10 @@ def test_keys_move_all_videos_together(folder: Path, browser: Opener) -> None:
     assert page.evaluate("document.getElementById('a').ended")
     page.keyboard.press("ArrowRight")  # nothing was chosen: no way on
     assert place(page) == 0
+    page.locator(".choose [data-value=a]").click()
+    page.keyboard.press(" ")  # the button still has the focus: space plays all the same
+    expect(page.locator("#play")).to_have_text("Pause")
+    expect(page.locator(".choose [data-value=a]")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("B")
     page.keyboard.press("ArrowRight")
     assert place(page) == 1
