@@ -117,7 +117,8 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]):
 
 
 def test_it_starts_where_there_is_little_but_torch():
-    code = f"import sys; sys.modules.update(dict.fromkeys({[*ABSENT, 'lightning_fabric']!r})); import tasks.bench_train as b; b.main(['-h'])"
+    absent = dict.fromkeys([*ABSENT, "lightning_fabric"])
+    code = f"import sys; sys.modules.update({absent!r}); import tasks.bench_train as b; b.main(['-h'])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert "--own-statistics" in shown.stdout
