@@ -42,11 +42,14 @@ VIEWS: tuple[tuple[str, int, tuple[float, ...], str], ...] = (
 )
 """Fig. 5, one strip each: its name, the parameter, its values and their unit. Angles are absolute; shifts are from
 where the reference frame has the head, so that it starts on its shoulders (our choice)."""
-GRIDS = (96, 64, 48, 32)
+GRIDS = (96, 64, 48, 32, 24)
 """The largest of these meshes, in vertices along a side of the frame, with which all heads fit into their share."""
+MESH_SHARE = 0.85
+"""Meshes may take this part of the heads' room; the rest is for the pictures of those who come after."""
 HEAD_SHARE, VERTEX_BYTES, TEXTURE_BYTES = 0.45, 60, 9000
 """For that guess: the head's share of the frame, and what a vertex (with two triangles) and a picture take as text."""
 TEXTURE_PX = 256
+NO_ROOM = "the folder must stay small"
 GREY = 128
 SEEN = 0.1
 """Opacity from which on a pixel of the turned head counts when its picture is cut out."""
@@ -71,17 +74,24 @@ def heads_section(params: Params, paths: Paths, shelf: Shelf, views_shelf: Shelf
         return {**empty, "missing": str(error)}
     stores = Stores(paths)
     found = people(read_pairs(paths), pd.read_parquet(paths.clip_table))
-    grid = mesh_grid(len(found), shelf.limit, model.size_px)
+    room = int(MESH_SHARE * shelf.limit)
+    grid = mesh_grid(len(found), room, model.size_px)
     heads: list[dict[str, Any]] = []
     for person in found:
         if shelf.full:
             break
-        heads.append(_head(person, model, stores, params, shelf, grid))
+        heads.append(_head(person, model, stores, params, shelf, grid if shelf.spent < room else 0))
     shown = [found[index] for index in frame_indices(len(found), params.report.examples)] if found else []
     views = [_views(person, model, stores, params, views_shelf) for person in shown if not views_shelf.full]
-    left = len(found) - len(heads)
-    note = f"{left} of {len(found)} people are left out: the folder must stay small" if left else ""
-    return {**empty, "heads": heads, "views": views, "note": note, "grid": grid}
+    return {**empty, "heads": heads, "views": views, "note": _left_out(heads, len(found)), "grid": grid}
+
+
+def _left_out(heads: list[dict[str, Any]], people_in_all: int) -> str:
+    """What did not fit, in words."""
+    flat, missing = sum(head["problem"] == NO_ROOM for head in heads), people_in_all - len(heads)
+    parts = [f"{flat} have pictures only"] if flat else []
+    parts += [f"{missing} are left out"] if missing else []
+    return f"The folder must stay small: of {people_in_all} people {' and '.join(parts)}" if parts else ""
 
 
 def mesh_grid(count: int, limit: int, size_px: int) -> int:
@@ -102,7 +112,7 @@ def mesh_grid(count: int, limit: int, size_px: int) -> int:
 def _head(
     person: dict[str, Any], model: Head3D, stores: Stores, params: Params, shelf: Shelf, grid: int
 ) -> dict[str, Any]:
-    """One person: pictures of the turned head, and its mesh."""
+    """One person: pictures of the turned head, and its mesh (grid 0: none)."""
     subject = subject_of(person, model, stores, params)
     name = str(person["subject_identity"])
     words = ", ".join(f"{turn:+.0f}" for turn in TURNS_DEG)
@@ -116,6 +126,8 @@ def _head(
         "problem": "",
         "triangles": 0,
     }
+    if not grid:
+        return {**shown, "problem": NO_ROOM}
     try:
         mesh = small_mesh(head_surface(subject, model.camera.fov_deg), grid)
     except StageError as error:

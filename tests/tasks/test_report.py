@@ -153,14 +153,16 @@ def test_a_full_shelf_leaves_out_examples_and_heads_and_says_so(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(report_files.SHARES_MB, "examples", 0.02)
-    monkeypatch.setitem(report_files.SHARES_MB, "heads", 0.01)
+    monkeypatch.setattr(report_heads, "MESH_SHARE", 0.0)
     small = SideReport(project.paths.data, project.paths.data / "small")
     summary = report.run(project.params, small, "f")
     assert (summary["examples_self"], summary["examples_cross"]) == (1, 0)
     assert (summary["examples_left_out_self"], summary["examples_left_out_cross"]) == (1, 2)
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (small.target / "index.html").read_text(encoding="utf-8")))
     assert "2 of the examples asked for ( report.examples ) are left out" in text
-    assert re.search(r"[1-3] of 4 people are left out", text)
+    assert "of 4 people 4 have pictures only" in text
+    assert text.count("no surface: the folder must stay small") == 4
+    assert not (small.target / "viewer.js").exists()
     monkeypatch.setattr(report, "LIMIT_MB", 0.1)
     with pytest.raises(StageError, match=r"make report\.examples smaller"):
         report.run(project.params, small, "f")
@@ -177,7 +179,7 @@ def test_heads_are_what_the_model_makes_and_smaller_meshes_keep_their_shape(proj
         (mesh,) = scene.geometry.values()
         assert len(mesh.faces) > 100
         assert mesh.visual.material.baseColorTexture.format == "JPEG"
-    assert [report_heads.mesh_grid(count, 13_000_000, 256) for count in (1, 60, 400, 4000)] == [96, 64, 32, 32]
+    assert [report_heads.mesh_grid(count, 13_000_000, 256) for count in (1, 60, 400, 4000)] == [96, 64, 24, 24]
     assert report_heads.mesh_grid(1, 13_000_000, 48) == 48
 
 
@@ -207,6 +209,13 @@ def test_views_change_one_parameter_and_stay_within_the_models_limits(project: P
     far = report_heads.view_poses(own, 5, (-0.08, 0.08), camera)
     assert far.translation_m[:, 2].tolist() == pytest.approx([0.01, camera.max_translation_m])
     assert torch.equal(far.angles_deg, own.angles_deg.expand(2, -1))
+
+
+def test_heads_that_do_not_fit_are_counted() -> None:
+    shown = [{"problem": ""}, {"problem": report_heads.NO_ROOM}, {"problem": "the canonical head is empty"}]
+    assert report_heads._left_out(shown[:1], 1) == ""
+    assert report_heads._left_out(shown, 3).endswith("of 3 people 1 have pictures only")
+    assert report_heads._left_out(shown, 5).endswith("of 5 people 1 have pictures only and 2 are left out")
 
 
 def test_pictures_of_heads_are_cut_to_the_head() -> None:
