@@ -343,8 +343,8 @@ def gather(clips: ClipSet, drawn: Drawn) -> Batch:
     where = (drawn["clip"], drawn["frame"])
     images, masks = clips.frames[where].float() / 255, clips.head[where].float()
     recolour = Recolour(drawn["jitter"], images.mean((1, 2, 3, 4)))
-    batch = Batch(recolour(images), masks, *where, drawn["flip"], recolour)
-    return batch._replace(images=batch.mirrored(batch.images), masks=batch.mirrored(masks))
+    plain = Batch(recolour(images), masks, *where, drawn["flip"], recolour)
+    return Batch(plain.mirrored(plain.images), plain.mirrored(masks), *where, drawn["flip"], recolour)
 
 
 def batch_geometry(clips: ClipSet, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

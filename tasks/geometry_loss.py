@@ -174,9 +174,9 @@ class GeometryLoss:
         translation = torch.stack([shift[:, 0] * sign, shift[:, 1], torch.zeros_like(sign)], -1)
         move = InPlane.of(unit, self.clips.size_px)
         zoom = 1 + (MAX_ZOOM - 1) * (unit[:, 1] + 1) / 2
-        move = move._replace(scale=zoom)
+        move = InPlane(move.turn_deg, zoom, move.shift_px)
         heads, masks, relief = move.apply(picture).split([3, 1, 1], dim=1)
-        moved = move._replace(scale=torch.ones_like(zoom))
+        moved = InPlane(move.turn_deg, torch.ones_like(zoom), move.shift_px)
         angles, translation = moved.move(angles, zoom[:, None] * translation, self.K)
         depth = 1 + zoom[:, None, None] * (relief / masks.clamp(min=0.1))[:, 0]
         return Known(heads, (masks > 0.95).float(), angles, translation, depth)
