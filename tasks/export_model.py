@@ -25,11 +25,15 @@ from tasks.errors import StageError
 from tasks.trained import load_model, load_preparation
 
 FORMATS = ("torch", "onnx")
+PARTS = ("frame", "subject")
 OPSET = 20
 MOST_ROUGH_SHARE, MOST_MEAN = 0.002, 1e-4
 """A file passes whose frames differ by more than half a grey level in at most this share of the values, and by so much
 on average. A single pixel may differ more: at the head's edge, rounding decides whether a pixel is seen."""
 HALF_LEVEL = 0.5 / 255
+
+APART = 3
+"""Of the painted frames, every so many are taken: neighbours may be alike."""
 
 RANGES = {
     "driving": "RGB in [0, 1]; the cropped driving frames",
@@ -116,7 +120,7 @@ def paths_of(model: Head3D, batch: int, references: int) -> list[Exported]:
         references: N.
     """
     path = PerFrame(model, model.size_px, model.size_px)
-    frames, heads = drawn_frames(2 * (batch + references), model.size_px)
+    frames, heads = (part[::APART] for part in drawn_frames(2 * APART * (batch + references), model.size_px))
     images, masks = frames.permute(0, 3, 1, 2).float() / 255, heads[:, None].float()
     subject = SubjectPath(model, path).eval()
     chosen = [(images[i : i + references].clone(), masks[i : i + references].clone()) for i in (0, references)]
@@ -195,8 +199,10 @@ def interface(one: Exported, expected: Sequence[Tensor]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def export_model(checkpoints: Path, folder: Path, form: str, batch: int, references: int) -> dict[str, Any]:
-    """Write both paths of a trained model.
+def export_model(
+    checkpoints: Path, folder: Path, form: str, batch: int, references: int, parts: Sequence[str] = PARTS
+) -> dict[str, Any]:
+    """Write the paths of a trained model.
 
     Args:
         checkpoints: Folder with geometry/, canonical/ and fusion/.
@@ -204,6 +210,7 @@ def export_model(checkpoints: Path, folder: Path, form: str, batch: int, referen
         form: torch (`.pt2`) or onnx.
         batch: Frames at a time.
         references: N.
+        parts: Which paths.
 
     Returns:
         For each file its size and how far its outputs are from the model's.
@@ -219,7 +226,7 @@ def export_model(checkpoints: Path, folder: Path, form: str, batch: int, referen
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
     described: dict[str, Any] = {"size_px": model.size_px, "batch": batch, "references": references}
-    for one in paths_of(model, batch, references):
+    for one in (path for path in paths_of(model, batch, references) if path.name in parts):
         file = folder / f"{one.name}.{ending}"
         expected = one.module(*one.judged)
         with warnings.catch_warnings():
