@@ -229,6 +229,29 @@ def test_an_added_method_makes_only_its_own_videos_and_one_taken_out_goes(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+def test_videos_made_elsewhere_join_and_nothing_is_made_again(
+    finished: tuple[Params, Paths], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    params, paths = finished
+    made = count_renders(monkeypatch)
+    pairs = pd.read_csv(paths.generated / "pairs.csv")
+    for name in pairs.query("setting == 'cross'")["pair"][1:]:
+        write_video(tmp_path / "cross" / f"{name}.mp4", np.full((4, 48, 48, 3), 90, np.uint8), 25.0)
+    with_external = with_methods(params, *FIRST)
+    changes = {"methods": [*FIRST, "fomm"], "external": {"fomm": str(tmp_path)}}
+    section = params.generate.model_copy(update=changes)
+    summary = generate.run(with_external.model_copy(update={"generate": section}), paths, "generate")
+    assert made == []
+    counts = pairs["setting"].value_counts()
+    assert summary["external_videos_fomm"] == counts["cross"] - 1
+    assert summary["external_missing_fomm"] == counts["self"] + 1
+    frames = zarr.open_group(paths.generated / "frames.zarr", mode="r")
+    assert abs(float(np.asarray(array(frames, "fomm/cross")[1]).mean()) - 90) < 3
+    generate.run(params, paths, "generate")
+    assert made == []
+    assert not list(paths.generated.rglob("fomm"))
+
+
 def test_a_killed_run_goes_on_with_the_next_video(finished: tuple[Params, Paths], monkeypatch: pytest.MonkeyPatch):
     params, paths = finished
     lost = paths.generated / "videos" / "head3d" / "cross" / "cross_001.mp4"

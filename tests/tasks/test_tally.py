@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,29 @@ def test_what_spreadsheets_save_is_read(folder: Path, tmp_path: Path, delimiter:
     assert sheet.dropped == []
     assert len(sheet.answers) == 7
     assert all(answer.seconds and answer.seconds > 5 for answer in sheet.answers.values())
+
+
+def test_no_damage_makes_an_answer_that_was_not_given(folder: Path, tmp_path: Path) -> None:
+    key = read_key(folder / "key.csv")
+    good = answer(folder, tmp_path / "rater_01.csv", lambda _: True).read_bytes()
+    rng, path = random.Random(0), tmp_path / "damaged.csv"
+    pieces = [b'"', b",", b";", b"\t", b"\n", b"\r", b"\xff", b"\xef\xbb\xbf", b"=", b"p0001", b"\x1b[31m", b"sep=,\n"]
+    readable = 0
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(rng.randrange(1, 6)):
+            place = rng.randrange(120, len(data))  # behind the names of the columns
+            length = rng.choice((0, 1, 20))
+            data[place : place + length] = rng.choice(pieces)
+        path.write_bytes(data)
+        try:
+            sheet = read_sheet(path, key)
+        except SheetError:
+            continue
+        readable += 1
+        for pair, given in sheet.answers.items():
+            assert given.video == key[pair][f"video_{'a' if key[pair]['method_a'] == 'head3d' else 'b'}"]
+    assert readable > 60
 
 
 def test_a_better_sheet_of_a_rater_replaces_a_half_filled_one(folder: Path, tmp_path: Path) -> None:
