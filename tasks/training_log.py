@@ -50,7 +50,7 @@ class TrainingLog:
         self._step = self._last = step
         self._waited, self._written = 0.0, 0.0
         self._warned: set[str] = set()
-        for row in [*job.history, *job.looks] if first else []:
+        for row in sorted([*job.history, *job.looks], key=lambda row: row["step"]) if first else []:
             self._add_live(row)
         if first:
             self._keep_sheets(step)
@@ -191,4 +191,6 @@ def _live(folder: Path) -> Any | None:
         from dvclive import Live
     except ImportError:
         return None
-    return Live(str(folder), save_dvc_exp=False, dvcyaml=None)
+    live = Live(str(folder), save_dvc_exp=False, dvcyaml=None)
+    live.summary = {"step": 0}  # first, so that the file does not hang on when it was written for the first time
+    return live

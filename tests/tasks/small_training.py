@@ -59,7 +59,8 @@ def small_runtime(checkpoint_every_s: float = 1e-9, **more: Any) -> Runtime:
     """On the CPU; a checkpoint after every step."""
     values: dict[str, Any] = {
         "device": "cpu", "devices": 1, "sync_batch_norm": True, "cuda_graphs": False, "compile": False,
-        "scheduler": "local", "stores": "", "workers": 1, "video_deadline_s": 1.0, "checkpoint_every_s": checkpoint_every_s,
+        "scheduler": "local", "stores": "", "workers": 1, "video_deadline_s": 1.0,
+        "checkpoint_every_s": checkpoint_every_s,
     }  # fmt: skip
     return Runtime(**{**values, **more})
 
@@ -69,6 +70,7 @@ def result(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-if __name__ == "__main__":  # python -m tests.tasks.small_training FOLDER STEP SIGNAL: a signal in the middle of a step
-    where, when, which = Path(sys.argv[1]), int(sys.argv[2]), signal.Signals[sys.argv[3]]
-    train(small_job(at={when: lambda: os.kill(os.getpid(), which)}), where, "fp", small_runtime())
+if __name__ == "__main__":  # python -m tests.tasks.small_training FOLDER [STEP SIGNAL]: a signal inside a step
+    where, more = Path(sys.argv[1]), sys.argv[2:]
+    happens = {int(more[0]): lambda: os.kill(os.getpid(), signal.Signals[more[1]])} if more else {}
+    train(small_job(at=happens), where, "fp", small_runtime())
