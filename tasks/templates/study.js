@@ -82,7 +82,9 @@
   function pause() {
     playing = false;
     videos.forEach((video) => video.pause());
-    follow();
+    for (const video of [b, driving]) {
+      if (video.readyState >= 1 && a.readyState >= 1) video.currentTime = Math.min(a.currentTime, video.duration);
+    }
     paint();
   }
 

@@ -199,7 +199,7 @@ def test_keys_move_all_videos_together(folder: Path, browser: Opener) -> None:
         page.wait_for_timeout(60)
         a, b, driving = times(page)
         apart.append(max(abs(a - b), abs(a - driving)))
-    assert sorted(apart)[len(apart) // 2] < 0.06  # a frame is 0.04 s; the median, for at the loop's end one jumps first
+    assert sorted(apart)[len(apart) // 2] < 0.08  # two frames; the median, for at the loop's end one jumps first
     page.keyboard.press(" ")
     assert page.locator("#play").inner_text() == "Play"
     stopped = times(page)
