@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tasks.ablation import DIFFERENCE, Interval
+from tasks.errors import StageError
 from tasks.evaluate import MOTION_DEFINITIONS
 from tasks.generated import records
 from tasks.methods import BASELINE, METHODS, OURS, method_name
@@ -30,6 +31,7 @@ HIGHER_IS_BETTER = {"psnr_db"}
 PERCEPTUAL = ("lpips", "lpips_random_backbone")
 TALLY, TALLY_TABLE = "tally", "table2.csv"
 """Below study/: what `head3d study tally` writes."""
+TALLY_COLUMNS = ("dataset", "method", "percent", "low_percent", "high_percent", "answers", "raters")
 NOTHING = {"text": "", "sure": False}
 
 
@@ -83,20 +85,31 @@ def preferences(paths: Paths) -> list[dict[str, Any]]:
 
     Returns:
         Rows of the tally's table as text; none without one.
+
+    Raises:
+        StageError: The table is not what the tally writes.
     """
     path = paths.study / TALLY / TALLY_TABLE
     if not path.is_file():
         return []
+    table = pd.read_csv(path)
+    if missing := [name for name in TALLY_COLUMNS if name not in table]:
+        raise StageError(f"{path} has no column {', '.join(missing)}; `head3d study tally` writes it anew")
     return [
         {
             "rival": method_name(str(row["method"])),
             "dataset": str(row["dataset"]),
             "percent": f"{row['percent']:.0f} / {100 - row['percent']:.0f}",
-            "interval": f"{row['low_percent']:.0f} to {row['high_percent']:.0f}",
+            "interval": " to ".join(_whole(row[end]) for end in ("low_percent", "high_percent")),
             "answers": int(row["answers"]),
+            "raters": int(row["raters"]),
         }
-        for row in records(pd.read_csv(path))
+        for row in records(table)
     ]
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}" if math.isfinite(value) else "–"
 
 
 def _column(name: str) -> dict[str, str]:

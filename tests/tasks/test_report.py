@@ -23,7 +23,7 @@ import trimesh
 from PIL import Image
 
 from models.pose_net import HeadPose
-from tasks import evaluate, report, report_files, report_heads, report_tables, study
+from tasks import evaluate, report, report_files, report_heads, report_tables, study, tally_files
 from tasks.charts import Line, line_chart
 from tasks.errors import StageError
 from tasks.export_head import HeadSurface, main_piece, surface_triangles
@@ -292,18 +292,23 @@ def test_the_papers_tables_stand_beside_ours_and_are_marked(html: str) -> None:
 
 
 def test_table_2_comes_from_the_tally(project: Project) -> None:
+    assert set(report_tables.TALLY_COLUMNS) <= set(tally_files.ROW_COLUMNS)
     assert report_tables.preferences(project.paths) == []
     folder = project.paths.study / report_tables.TALLY
     folder.mkdir()
-    row = {"dataset": "demo", "method": "mean_canonical", "answers": 40, "preferred": 23, "percent": 57.5,
+    row = {"dataset": "demo", "method": "mean_canonical", "answers": 40, "raters": 4, "percent": 57.5,
            "low_percent": 42.2, "high_percent": 71.5}  # fmt: skip
     try:
-        pd.DataFrame([row]).to_csv(folder / report_tables.TALLY_TABLE, index=False)
-        (found,) = report_tables.preferences(project.paths)
+        pd.DataFrame([row, {**row, "low_percent": None}]).to_csv(folder / report_tables.TALLY_TABLE, index=False)
+        found, alone = report_tables.preferences(project.paths)
+        pd.DataFrame([{"dataset": "demo"}]).to_csv(folder / report_tables.TALLY_TABLE, index=False)
+        with pytest.raises(StageError, match="has no column method, percent"):
+            report_tables.preferences(project.paths)
     finally:
         shutil.rmtree(folder)
     assert found["rival"] == "Mean canonical head"
     assert (found["percent"], found["interval"], found["answers"]) == ("58 / 42", "42 to 72", 40)
+    assert alone["interval"] == "– to 72"
 
 
 def test_a_model_worse_than_copying_is_flagged(html: str, project: Project) -> None:
