@@ -15,7 +15,7 @@ TILE_PX = 160
 PANEL_PX, LARGEST_PANEL_PX = 192, 256
 """A panel of a video is at least about the first (64 px would be too small to watch) and at most the second."""
 MOST_COLUMNS = 4
-"""Panels of a video stand in rows of so many: side by side, nine would be wider than some decoders take."""
+"""Panels of a video stand in rows of at most so many: side by side, nine would be wider than some decoders take."""
 
 ERROR_FULL_SCALE = 0.3
 """Error maps are white-hot from this mean absolute difference (of [0, 1] RGB) on."""
@@ -102,8 +102,8 @@ def mosaic(panels: list[np.ndarray]) -> Mosaic:
     """
     frames = min(len(panel) for panel in panels)
     side = panel_px(max(panels[0].shape[1:3]))
-    columns = min(MOST_COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // MOST_COLUMNS)
+    columns = -(-len(panels) // rows)
     grid = np.zeros((frames, rows * side, columns * side, 3), np.uint8)
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)

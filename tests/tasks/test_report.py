@@ -513,9 +513,9 @@ def test_report_says_what_is_missing(tmp_path: Path) -> None:
 def test_a_mosaic_puts_panels_row_by_row_at_even_sizes() -> None:
     panels = [np.full((3 - (number == 4), 45, 45, 3), 40 * number, np.uint8) for number in range(5)]
     made = mosaic(panels)
-    assert (made.columns, made.rows, made.width, made.height) == (4, 2, 180, 180)
-    assert made.frames.shape == (2, 360, 720, 3)
-    assert made.frames[0, ::180, ::180, 0].tolist() == [[0, 40, 80, 120], [160, 0, 0, 0]]
+    assert (made.columns, made.rows, made.width, made.height) == (3, 2, 180, 180)
+    assert made.frames.shape == (2, 360, 540, 3)
+    assert made.frames[0, ::180, ::180, 0].tolist() == [[0, 40, 80], [120, 160, 0]]
     assert mosaic([np.zeros((1, 512, 512, 3), np.uint8)]).width == 256
 
 
