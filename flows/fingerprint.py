@@ -14,7 +14,7 @@ from tasks.errors import StageError
 SAMPLE_BYTES = 1 << 16
 """Of a longer file only its size and this much of both ends are read.
 
-A Zarr shard ends with the index of its chunks' compressed sizes, a zip archive (state.pt) with its members' checksums
+A Zarr shard ends with the index of its chunks' compressed sizes, a zip archive with its members' checksums
 and weights with the last layer, so another content shows there; reading 15 GB of clips before each stage would take a
 minute.
 """

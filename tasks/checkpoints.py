@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -79,12 +81,82 @@ def git_revision() -> str | None:
     return found.stdout.strip() or None
 
 
+class CheckpointWriter:
+    """Context that writes checkpoints in a thread, one at a time: the disk is slower than a GPU's memory, and training
+    goes on meanwhile. Leaving it waits for the last one."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        """Prepare.
+
+        Args:
+            folder: Checkpoint folder of the stage.
+            fingerprint: Of the run.
+        """
+        self._folder, self._fingerprint, self._revision = folder, fingerprint, git_revision()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except OSError as failed:
+            if error is None:
+                raise
+            sys.stderr.write(f"{self._folder}: the last checkpoint could not be written ({failed})\n")
+
+    def write(self, state: TrainingState) -> None:
+        """Copy a state to the host's memory and begin to write it, once the one before is written.
+
+        Raises:
+            OSError: The one before could not be written.
+        """
+        self.wait()
+        copied = TrainingState(**{name: _copied(value) for name, value in vars(state).items()})
+        self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until what was begun is written.
+
+        Raises:
+            OSError: It could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, state: TrainingState) -> None:
+        try:
+            save_checkpoint(self._folder, state, self._fingerprint, self._revision)
+        except BaseException as error:
+            self._error = error
+
+
+def _copied(value: Any) -> Any:
+    """The same values in memory of their own, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(item) for item in value]
+    return value
+
+
 def save_checkpoint(folder: Path, state: TrainingState, fingerprint: str, revision: str | None) -> Path:
     """Write `step_00012345` in `folder`, complete or not at all, and throw away all but the last `KEPT`.
 
     Args:
         folder: Checkpoint folder of the stage.
-        state: What to keep.
+        state: What to keep, on the CPU.
         fingerprint: Of the run.
         revision: From `git_revision`.
 
@@ -95,7 +167,7 @@ def save_checkpoint(folder: Path, state: TrainingState, fingerprint: str, revisi
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in state.weights.items()}
+    weights = {name: value.contiguous() for name, value in state.weights.items()}
     save_file(weights, partial / WEIGHTS)
     rest = {name: value for name, value in vars(state).items() if name != "weights"}
     torch.save(rest, partial / STATE)

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from models.config import Runtime
 from tasks.checkpoint_folder import mark, read_fingerprint, save_weights
 from tasks.checkpoints import (
+    CheckpointWriter,
     TrainingState,
-    git_revision,
     load_newest,
     numbered,
     random_states,
     remove_partial,
-    save_checkpoint,
     set_random_states,
 )
 from tasks.errors import StageError
@@ -122,7 +121,8 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
     stepper = Stepper(job, runtime.cuda_graphs, run.averaged, ranks, runtime.compile)
     saved = time.monotonic()
     log = TrainingLog(job, folder, run.step, run.averaged, ranks.first)
-    with Interruption(ranks.first) as interruption, log:
+    writer = CheckpointWriter(folder, fingerprint)
+    with Interruption(ranks.first) as interruption, log, writer:
         while run.step < job.steps:
             run.window.append(stepper.take(run.step))
             run.step += 1
@@ -132,7 +132,7 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
             log.step(run.step)
             due = time.monotonic() - saved > runtime.checkpoint_every_s and run.step < job.steps
             if ranks.first and (due or interruption.number):
-                run.save(stepper.names)
+                writer.write(run.state(stepper.names))
                 saved = time.monotonic()
             if interruption.number:
                 interruption.leave()
@@ -161,7 +161,6 @@ class _Run:
         self.job, self.folder, self.fingerprint, self.ranks = job, folder, fingerprint, ranks
         self.step = 0
         self.window: list[Tensor] = []
-        self._revision = git_revision() if ranks.first else None
         if ranks.first:
             if folder.exists() and read_fingerprint(folder) != fingerprint:
                 shutil.rmtree(folder)
@@ -221,8 +220,8 @@ class _Run:
                 f"lower the learning rate of this stage in params.yaml and run again"
             )
 
-    def save(self, names: list[str]) -> None:
-        """Write a checkpoint, unless the training is broken: an older one is worth more then.
+    def state(self, names: list[str]) -> TrainingState:
+        """What a checkpoint keeps, unless the training is broken: an older one is worth more then.
 
         Raises:
             StageError: A loss or a weight is no longer a number.
@@ -233,17 +232,16 @@ class _Run:
         weights = {name: value for name, value in values.items() if value.is_floating_point()}
         sums = torch.stack([norm.float() for norm in torch._foreach_norm(list(weights.values()))]).tolist()
         self._check([f"weights {name}" for name in weights], sums)
-        state = TrainingState(
+        return TrainingState(
             step=self.step,
             weights=values,
             average=self.averaged,
             optimiser=job.optimiser.state_dict(),
             history=job.history,
             looks=job.looks,
-            window=torch.stack(self.window).cpu() if self.window else torch.empty(0, 0),
+            window=torch.stack(self.window) if self.window else torch.empty(0, 0),
             random=random_states(),
         )
-        save_checkpoint(self.folder, state, self.fingerprint, self._revision)
 
     def finish(self) -> None:
         """Leave the final weights, and throw away what only a resume needs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -72,5 +73,12 @@ def result(folder: Path) -> dict[str, bytes]:
 
 if __name__ == "__main__":  # python -m tests.tasks.small_training FOLDER [STEP SIGNAL]: a signal inside a step
     where, more = Path(sys.argv[1]), sys.argv[2:]
-    happens = {int(more[0]): lambda: os.kill(os.getpid(), signal.Signals[more[1]])} if more else {}
+
+    def happen() -> None:
+        for thread in threading.enumerate():  # what is kept then must not hang on the disk's speed
+            if thread.name == "checkpoint":
+                thread.join()
+        os.kill(os.getpid(), signal.Signals[more[1]])
+
+    happens = {int(more[0]): happen} if more else {}
     train(small_job(at=happens), where, "fp", small_runtime())

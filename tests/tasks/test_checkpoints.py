@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from models.config import ConfigError, Runtime, build
-from tasks.checkpoints import git_revision, load_newest, numbered
+from tasks.checkpoints import CheckpointWriter, TrainingState, git_revision, load_newest, numbered
 from tasks.errors import StageError
 from tasks.training import train
 from tests.tasks.small_training import result, small_job, small_runtime
@@ -165,3 +165,26 @@ def test_broken_weights_are_not_saved(tmp_path: Path):
 def test_a_run_never_loses_more_than_two_minutes():
     with pytest.raises(ConfigError, match=r"'checkpoint_every_s' = 121"):
         build(Runtime, small_runtime().model_dump() | {"checkpoint_every_s": 121.0})
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tasks.checkpoints.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(small_job(), tmp_path, "fp", small_runtime())
+    assert steps_of(tmp_path) == []
+
+
+def test_the_writer_keeps_what_the_state_was(tmp_path: Path):
+    """Training goes on, in place, while the thread writes."""
+    weight = torch.zeros(3)
+    state = TrainingState(1, {"w": weight}, {"w": weight}, {"state": {0: {"m": weight}}}, [], [], torch.empty(0, 0))
+    with CheckpointWriter(tmp_path, "fp") as writer:
+        writer.write(state)
+        weight.fill_(7.0)
+    kept = load_newest(tmp_path, "fp")
+    assert kept is not None
+    for value in (kept.weights["w"], kept.average["w"], kept.optimiser["state"][0]["m"]):
+        assert value.tolist() == [0.0, 0.0, 0.0]

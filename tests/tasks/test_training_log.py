@@ -16,6 +16,7 @@ import torch
 
 from tasks import training_log
 from tasks.checkpoints import numbered
+from tasks.stepper import Stepper
 from tasks.training import Training, train
 from tasks.training_look import Look
 from tests.tasks.small_training import result, small_job, small_runtime
@@ -144,3 +145,21 @@ def test_dvc_shows_it_and_runs_nothing_again(tmp_path: Path):
     plots = json.loads(dvc("plots", "show", "--json", "-o", "plots"))
     assert any("live/plots/metrics/total.tsv" in name for name in plots.get("data", plots))
     assert run("git", "rev-list", "--count", "--all").strip() == "1"
+
+
+def test_waiting_for_data_is_what_drawing_takes(monkeypatch: pytest.MonkeyPatch):
+    """By a clock that only drawing moves."""
+    now = [0.0]
+    monkeypatch.setattr("tasks.stepper.time.perf_counter", lambda: now[0])
+    job = small_job()
+    draw = job.losses.draw
+
+    def slow(step: int) -> dict[str, torch.Tensor]:
+        now[0] += 2.0
+        return draw(step)
+
+    job.losses.draw = slow  # type: ignore[method-assign]
+    stepper = Stepper(job, False, {})
+    for step in range(3):
+        stepper.take(step)
+    assert stepper.waited_s == 6.0
