@@ -147,7 +147,7 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _copied(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_copied(item) for item in value]
+        return type(value)(_copied(item) for item in value)
     return value
 
 

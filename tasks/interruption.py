@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+AGAIN_S = 2.0
+
 
 class Interruption:
-    """Context in which the first SIGINT or SIGTERM is only noted; a second one ends the run at once, without saving.
+    """Context in which the first SIGINT or SIGTERM is only noted; one that comes more than `AGAIN_S` later ends the run
+    at once, without saving. (The same stop may come twice: to the process group, and handed on by the parent.)
 
     Outside the main thread, where Python delivers no signals, it does nothing; a signal that is ignored stays so.
     """
@@ -23,7 +27,7 @@ class Interruption:
         Args:
             listen: False: do nothing, whatever comes (a process that follows another one).
         """
-        self.number, self._listen = 0, listen
+        self.number, self._noted, self._listen = 0, 0.0, listen
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -42,9 +46,10 @@ class Interruption:
             signal.signal(number, before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if self.number and time.monotonic() - self._noted > AGAIN_S:
             self._pass_on(number, frame)
-        self.number = number
+        if not self.number:
+            self.number, self._noted = number, time.monotonic()
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         before: Callable[[int, FrameType | None], Any] | Any = self._before[number]

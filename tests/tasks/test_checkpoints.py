@@ -78,14 +78,21 @@ def test_ctrl_c_saves_too(whole: dict[str, bytes], tmp_path: Path):
     assert result(tmp_path / "run") == whole
 
 
-def test_a_second_signal_does_not_wait(stopping: object, tmp_path: Path):
+@pytest.mark.parametrize(("later_s", "kept"), [(0.5, [4]), (5.0, [])])
+def test_a_second_signal_does_not_wait_but_the_same_one_may_come_twice(
+    later_s: float, kept: list[int], stopping: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = [0.0]
+    monkeypatch.setattr("tasks.interruption.time.monotonic", lambda: now[0])
+
     def twice() -> None:
         signal.raise_signal(signal.SIGTERM)
+        now[0] += later_s
         signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Stopped):
         train(small_job(at={3: twice}), tmp_path, "fp", small_runtime(120.0))
-    assert steps_of(tmp_path) == []
+    assert steps_of(tmp_path) == kept
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
