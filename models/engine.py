@@ -221,14 +221,19 @@ class Engine:
                 if self._run == self._compute:
                     raise
                 self._run = self._compute
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                self.notes.append(f"torch.compile failed ({reason[:200]}); the path runs without it")
+                self.notes.append(f"torch.compile failed ({_first_line(error)}); the path runs without it")
                 return self._compute(frames, masks, self._state)
 
     def _replay(self, frames: Tensor, masks: Tensor, batch: int) -> Made:
         """A recorded batch; `frames` may have fewer rows."""
-        if batch not in self._recorded:
-            self._recorded[batch] = self._record_batch(frames, masks, batch)
+        if self._record and batch not in self._recorded:
+            try:
+                self._recorded[batch] = self._record_batch(frames, masks, batch)
+            except RuntimeError as error:
+                self.notes.append(f"recording failed ({_first_line(error)}); the path runs from Python")
+                self._record = False
+        if not self._record:
+            return self._guarded(frames.to(self.device), masks.to(self.device))
         kept, count = self._recorded[batch], len(frames)
         for given, host, device in ((frames, kept.host_frames, kept.frames), (masks, kept.host_masks, kept.masks)):
             if given.device.type == "cpu":
@@ -259,6 +264,11 @@ class Engine:
             made = Made(made.frames.contiguous(), made.angles_deg.contiguous())
         host = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in (*inputs, *made)]
         return _Recorded(graph, inputs[0], inputs[1], made, host[0], host[1], Made(host[2], host[3]))
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, shortly."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 @torch.no_grad()

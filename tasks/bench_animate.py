@@ -99,6 +99,11 @@ def drawn_frames(count: int, size_px: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(frames), torch.from_numpy(masks)
 
 
+def to_stored(images: Tensor) -> Tensor:
+    """`(T, 3, H, W)` in [0, 1] to stored frames `(T, H, W, 3)` uint8 on the CPU."""
+    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
+
+
 def _milliseconds(call: Callable[[int], Any], count: int, device: torch.device) -> np.ndarray:
     """How long each of `count` calls takes, after some that are not counted."""
     for index in range(WARM_CALLS):
@@ -139,7 +144,7 @@ def _plain(model: Head3D, subject: Subject, bench: Bench) -> dict[str, Any]:
     def many(frames: Tensor, masks: Tensor) -> Tensor:
         images = frames.to(model.device).permute(0, 3, 1, 2).float() / 255
         made = model.drive(subject, images, masks.to(model.device)[:, None].float())
-        return (made.image.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
+        return to_stored(made.image)
 
     with exact():
         return _timed(lambda frame, mask: many(frame[None], mask[None]), many, bench)
@@ -157,17 +162,21 @@ def exact() -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _apart(model: Head3D, engine: Engine, subject: Subject, size_px: int) -> dict[str, float]:
-    """How far an engine's frames are from those of the plain float32 model."""
+def _apart(model: Head3D, engine: Engine, subject: Subject, size_px: int, batch: int) -> dict[str, float]:
+    """How far an engine's frames are from those of the plain float32 model, in [0, 1] and in grey levels of 255."""
     frames, masks = drawn_frames(JUDGED, size_px)
     images = frames.to(model.device).permute(0, 3, 1, 2).float() / 255
     heads = masks.to(model.device)[:, None].float()
     with exact():
         expected = model.drive(subject, images, heads).image
     difference = engine.images(images, heads) - expected
+    # the frames as they come out, recorded or compiled
+    levels = (engine.frames(frames, masks, batch).frames.float() - to_stored(expected).float()).abs()
     return {
         "mse_to_eager": float(difference.square().mean()),
         "largest_difference": float(difference.abs().max()),
+        "mean_difference_levels": float(levels.mean()),
+        "largest_difference_levels": float(levels.max()),
         "change_of_error": change_of_error(model, engine, subject, frames, masks),
     }
 
@@ -238,7 +247,11 @@ def bench_animate(model: Head3D, bench: Bench) -> dict[str, Any]:
                 engine.images(images[:1], heads[:1])
             flops = counter.get_total_flops()
         figures = _timed(engine.frame, partial(engine.frames, batch=bench.batch), bench)
-        made[name] = {"first_frame_ms": first_ms, **figures, **_apart(model, engine, subject, bench.size_px)}
+        made[name] = {
+            "first_frame_ms": first_ms,
+            **figures,
+            **_apart(model, engine, subject, bench.size_px, bench.batch),
+        }
         notes += [f"{name}: {note}" for note in engine.notes]
         if bench.with_parser and name == modes(bench)[-1][0]:
             parser = {"with_parser": {"mode": name, **_with_parser(engine, bench)}}

@@ -17,7 +17,7 @@ from tasks.video import write_video
 
 COMMANDS = (
     *("preset", "doctor", "inspect", "parse", "metrics", "check-geometry", "train-parser"),
-    *("animate", "canonical", "view", "attention"),
+    *("animate", "canonical", "view", "attention", "export"),
 )
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from models.engine import Engine, change_of_error, choose_precision
+from models.engine import Engine, Made, _Recorded, change_of_error, choose_precision
 from models.fusion import FusionNetwork
 from models.head3d import Head3D, Subject
 from models.per_frame import fold_batch_norms
@@ -170,6 +171,69 @@ def test_where_the_compiler_fails_the_path_runs_without_it_and_says_so(
         assert torch.equal(engine.frames(*stored, 4).frames, plain.frames(*stored, 4).frames)
     assert len(calls) == 1
     assert engine.notes == ["torch.compile failed (no compiler is here); the path runs without it"]
+
+
+class Replayed:
+    """Stands in for a recorded graph on a machine without a GPU: replays compute from the fixed buffers into others."""
+
+    def __init__(self, engine: Engine, frames: Tensor, masks: Tensor, made: Made) -> None:
+        self.engine, self.inputs, self.made, self.count = engine, (frames, masks), made, 0
+
+    def replay(self) -> None:
+        self.count += 1
+        for kept, new in zip(self.made, self.engine._guarded(*self.inputs), strict=True):
+            kept.copy_(new)
+
+
+def test_a_recording_is_replayed_over_its_buffers_and_filled_up(
+    model: Head3D, subject: Subject, stored: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    plain, engine = Engine(model), Engine(model)
+    graphs: list[Replayed] = []
+
+    def record(frames: Tensor, masks: Tensor, batch: int) -> _Recorded:
+        inputs = torch.zeros(batch, SIZE, SIZE, 3, dtype=torch.uint8), torch.zeros(batch, SIZE, SIZE, dtype=torch.uint8)
+        made = engine._guarded(*inputs)
+        graph = Replayed(engine, *inputs, made)
+        graphs.append(graph)
+        host = [torch.zeros_like(part) for part in (*inputs, *made)]
+        return _Recorded(cast("Any", graph), *inputs, made, host[0], host[1], Made(host[2], host[3]))
+
+    monkeypatch.setattr(engine, "_record", True)
+    monkeypatch.setattr(engine, "_record_batch", record)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(synchronize=lambda: None))
+    for relative in (False, True):  # a second subject state goes into the same buffers
+        first = plain.pose_of(stored[0][3:4], stored[1][3:4]) if relative else None
+        for one in (plain, engine):
+            one.start(subject, first)
+        for batch in (1, 3):  # seven frames: the last batch of three has one row
+            made, expected = engine.frames(*stored, batch), plain.frames(*stored, batch)
+            assert made.frames.shape == expected.frames.shape
+            assert (made.frames.int() - expected.frames.int()).abs().max() <= 1
+            torch.testing.assert_close(made.angles_deg, expected.angles_deg, atol=1e-2, rtol=0)
+    assert [graph.count for graph in graphs] == [14, 6]
+    kept = engine.frames(stored[0][:3], stored[1][:3], 3).frames
+    copy = kept.clone()
+    engine.frames(stored[0][3:6], stored[1][3:6], 3)
+    assert torch.equal(kept, copy)  # what was given out does not change with the next batch
+
+
+def test_where_recording_fails_the_path_runs_from_python_and_says_so(
+    model: Head3D, subject: Subject, stored: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    plain, engine = Engine(model), Engine(model)
+    monkeypatch.setattr(engine, "_record", True)
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(engine, "_record_batch", fail)
+    for one in (plain, engine):
+        one.start(subject)
+    for _ in range(2):
+        assert torch.equal(engine.frames(*stored, 3).frames, plain.frames(*stored, 3).frames)
+    text = "recording failed (operation not permitted when stream is capturing); the path runs from Python"
+    assert engine.notes == [text]
 
 
 def test_the_models_own_networks_stay_as_they_are(model: Head3D, subject: Subject):

@@ -45,6 +45,7 @@ def test_a_frame_is_measured_in_every_mode(tmp_path: Path):
     own = figures["modes"]["float32"]
     assert own["mse_to_eager"] < 1e-8
     assert own["change_of_error"] < 1e-3
+    assert own["largest_difference_levels"] <= 1
     for mode in figures["modes"].values():
         assert 0 < mode["stream_ms_median"] <= mode["stream_ms_p95"]
         assert mode["stream_fps"] == pytest.approx(1e3 / mode["stream_ms_median"])
