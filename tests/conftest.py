@@ -12,11 +12,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from flows.preset_files import write_preset
 from tests.flows.toy import Project, make_copy
+
+if TYPE_CHECKING:
+    from tests.tasks.factory import Project as FactoryProject
 
 SERVER_START_S = 90
 
@@ -41,6 +45,14 @@ def tiny_copy(tiny_project: Project, tmp_path: Path) -> Project:
     """A copy of the finished tiny run that a test may change."""
     shutil.copytree(tiny_project.root, tmp_path / "copy", symlinks=True)
     return Project(tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def report_project(tmp_path_factory: pytest.TempPathFactory) -> FactoryProject:
+    """A small finished run with its report. Leave it as it is."""
+    from tests.tasks.report_project import make_report
+
+    return make_report(tmp_path_factory.mktemp("report"))
 
 
 def _free_port() -> int:
