@@ -272,6 +272,7 @@ def export_state(checkpoints: Path, subject: Path, folder: Path, references: int
 
 def _readme(ending: str, described: Mapping[str, Any]) -> str:
     """What lies in the folder and how to run it."""
+    kind = "NumPy arrays" if ending == "onnx" else "torch tensors"
     size, batch, references = (described[name] for name in ("size_px", "batch", "references"))
     return f"""Head3D, exported: {size} x {size} pixels, {batch} at a time, {references} references.
 
@@ -279,8 +280,8 @@ subject.{ending}  reference frames and head masks -> the subject's tensors, once
 frame.{ending}    driving frames, head masks and these tensors -> new frames
 state.npz    the tensors of one subject, if one was named
 
-interface.json names every input and output in order, with its shape and range. All are float32, pictures are
-(batch, 3, height, width). Frames must be cropped as in training and their masks found by the same parser:
+interface.json names every input and output in order, with its shape and range. All are float32 ({kind}),
+pictures are (batch, 3, height, width). Frames must be cropped as in training and their masks found by the same parser:
 `head3d animate` does both; cropping and parsing are not in these files.
 
 {USE[ending]}

@@ -21,6 +21,7 @@ from tasks.animate import Limits, Wanted, animate
 from tasks.clip_data import load_clips
 from tasks.errors import StageError
 from tasks.export_head import export_head
+from tasks.frames import to_uint8
 from tasks.generated import SECONDS
 from tasks.methods import METHODS
 from tasks.novel_view import novel_views
@@ -150,6 +151,22 @@ def test_the_copy_is_the_reference_frame_bit_for_bit(finished: tuple[Params, Pat
     reference = clips.frames[clips.index_of(pair["subject_clip"]), pair["reference_frame"]].permute(1, 2, 0).numpy()
     stored = np.asarray(array(frames, "copy_reference/self")[int(pair["index"])])
     assert (stored == reference).all()
+
+
+def test_the_engines_videos_are_those_of_the_plain_model(finished: tuple[Params, Paths]):
+    params, paths = finished
+    clips = load_clips(paths, None, torch.device("cpu"), with_geometry=False)
+    model = load_model(paths.data / "checkpoints", torch.device("cpu"))
+    models = {True: model, False: load_without_head(model, paths.data / "checkpoints")}
+    frames = zarr.open_group(paths.generated / "frames.zarr", mode="r")
+    pair = pd.read_csv(paths.generated / "pairs.csv").query("setting == 'self'").iloc[0]
+    subject, driving = (clips.index_of(pair[name]) for name in ("subject_clip", "driving_clip"))
+    for method in ("head3d", "no_driving_head"):
+        one = models[METHODS[method].driving_head]
+        state = generate.make_subject(one, clips, subject, int(pair["reference_frame"]), params.generate, method)
+        expected = to_uint8(one.drive(state, clips.images(driving), clips.head[driving].float()).image)
+        stored = np.asarray(array(frames, f"{method}/self")[int(pair["index"])])
+        assert np.abs(stored.astype(int) - expected).max() <= 1
 
 
 def count_renders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
