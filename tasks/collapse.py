@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LOOKS = 20
+LOOKS = 10
 """So often in a training the networks are looked at."""
 FROM_SHARE = 0.25
 """The first looks say nothing: every network starts flat, constant or blank."""

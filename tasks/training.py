@@ -36,7 +36,12 @@ if TYPE_CHECKING:
 
 class StepLoss(Protocol):
     """The losses of a training stage. What is random in a step is drawn apart from what is computed of it, so that the
-    computation can be recorded once as a CUDA graph."""
+    computation can be recorded once as a CUDA graph.
+
+    An adversarial loss fits in, too: the discriminator is one of the job's modules with a parameter group of its own,
+    `total` is the sum of the generator's loss (through `torch.func.functional_call` with the discriminator's detached
+    parameters) and the discriminator's (on the detached picture), so that one backward pass serves both.
+    """
 
     def phase(self, step: int) -> str:
         """Steps of the same phase compute the same thing on tensors of the same shapes."""

@@ -268,3 +268,41 @@ def test_a_loss_that_is_no_number_is_named(tmp_path: Path):
 def test_without_clips_the_message_says_where_to_look(trained: Paths):
     with pytest.raises(StageError, match="head3d inspect --store"):
         load_clips(trained, "test", CPU, with_geometry=False)
+
+
+class Adversary:
+    """A picture of one number that shall pass for 2; the judge shall tell the two apart."""
+
+    def __init__(self, maker: torch.nn.Module, judge: torch.nn.Module) -> None:
+        self.maker, self.judge = maker, judge
+
+    def phase(self, step: int) -> str:
+        return "only"
+
+    def draw(self, step: int) -> dict[str, torch.Tensor]:
+        return {"seed": torch.ones(4, 1)}
+
+    def __call__(self, phase: str, drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        picture = self.maker(drawn["seed"])
+        still = {name: value.detach() for name, value in self.judge.named_parameters()}
+        fools = (torch.func.functional_call(self.judge, still, (picture,)) - 1).square().mean()
+        found = self.judge(picture.detach()).square().mean() + (self.judge(torch.full((4, 1), 2.0)) - 1).square().mean()
+        return {"fools": fools, "found": found, "total": fools + found}
+
+
+def test_an_adversarial_loss_needs_one_backward_pass():
+    """Each network gets the gradient of its own loss alone, as with two passes and two optimisers."""
+    torch.manual_seed(0)
+    maker, judge = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    loss = Adversary(maker, judge)
+    losses = loss("only", loss.draw(0))
+    losses["total"].backward()
+    found = [value.grad for network in (maker, judge) for value in network.parameters()]
+    losses = loss("only", loss.draw(0))
+    alone = [
+        *torch.autograd.grad((judge(maker(torch.ones(4, 1))) - 1).square().mean(), list(maker.parameters())),
+        *torch.autograd.grad(losses["found"], list(judge.parameters())),
+    ]
+    for one, other in zip(found, alone, strict=True):
+        assert one is not None
+        assert torch.allclose(one, other)
