@@ -65,6 +65,11 @@ def load_weights(folder: Path, modules: Mapping[str, nn.Module]) -> None:
 
 
 def write_losses(folder: Path, target: Path) -> None:
-    """Copy the loss curve of a finished stage to where DVC plots it."""
+    """Copy the loss curve of a finished stage to where DVC plots it.
+
+    Also throws away the numbered checkpoints of a run that was killed at its very end: they would go into DVC's cache.
+    """
+    for left in [path for path in folder.rglob("step_*") if path.is_dir()]:
+        shutil.rmtree(left)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / CURVE, target)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from models.config import ConfigError, Runtime, build
+from tasks.checkpoint_folder import write_losses
 from tasks.checkpoints import CheckpointWriter, TrainingState, git_revision, load_newest, numbered
 from tasks.errors import StageError
 from tasks.training import train
@@ -195,3 +196,16 @@ def test_the_writer_keeps_what_the_state_was(tmp_path: Path):
     assert kept is not None
     for value in (kept.weights["w"], kept.average["w"], kept.optimiser["state"][0]["m"]):
         assert value.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_finished_stage_keeps_no_checkpoint(whole: dict[str, bytes], tmp_path: Path):
+    """Killed between the last mark and the tidying up."""
+    folder = tmp_path / "whole"
+    for left in (folder / "step_00000019", folder / "without_head" / "step_00000003.partial"):
+        left.mkdir(parents=True)
+        (left / "state.pt").write_bytes(b"x")
+    (folder / "samples").mkdir()
+    (folder / "samples" / "step_00000020.png").write_bytes(b"x")
+    write_losses(folder, tmp_path / "metrics" / "small_loss.csv")
+    assert set(result(folder)) == {*whole, "samples/step_00000020.png"}
+    assert (tmp_path / "metrics" / "small_loss.csv").read_bytes() == whole["loss.csv"]
