@@ -163,6 +163,8 @@ class Engine:
             parts = [self._replay(images, heads, batch) for images, heads in pairs]
         else:
             parts = [self._guarded(images.to(self.device), heads.to(self.device)) for images, heads in pairs]
+        if len(parts) == 1:  # joining one part would copy it
+            return Made(parts[0].frames.cpu(), parts[0].angles_deg.cpu())
         return Made._make(torch.cat([part[i].cpu() for part in parts]) for i in (0, 1))
 
     # -- one batch ----------------------------------------------------------------------------------------------------
