@@ -109,7 +109,7 @@ def dangers(health: Mapping[str, float]) -> list[Danger]:
     look(
         "decoder_share",
         LEAST_DECODER_SHARE,
-        f"the decoder is not used: a_dec is {LEAST_DECODER_SHARE:g} on average, or less; raise "
-        "fusion.perceptual.pixel_weight's part or lower fusion.lr",
+        f"the decoder is not used: a_dec is below {LEAST_DECODER_SHARE:g} on average; lower fusion.lr, or raise "
+        "fusion.perceptual.pixel_weight",
     )
     return found

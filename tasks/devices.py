@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -94,16 +94,24 @@ def _one_of_several(fabric: Any, work: bytes, parent: int, said: Path) -> Any:
         _follow(int(first), parent)
     try:
         function, arguments = pickle.loads(work)
-        return function(*arguments, fabric.device)
+        result = function(*arguments, fabric.device)
     except StageError as error:
         _say(said / "expected", str(error))
-        sys.exit(1)
+        _end(1)
     except Exception:
         _say(said / "unexpected", f"in process {ranks.index} of {ranks.count}:\n{traceback.format_exc()}")
-        raise
-    finally:
-        with contextlib.suppress(Exception):  # after an error the others may be gone
-            dist.destroy_process_group()
+        _end(1)
+    except (SystemExit, KeyboardInterrupt) as stopped:
+        _end(stopped.code if isinstance(stopped, SystemExit) and isinstance(stopped.code, int) else 130)
+    dist.destroy_process_group()
+    return result
+
+
+def _end(code: int) -> NoReturn:
+    """End at once: taking NCCL down in good order would wait for the other processes, which wait for this one."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _say(file: Path, text: str) -> None:
