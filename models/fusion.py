@@ -80,6 +80,17 @@ def attend_without_head(maps: FusionMaps) -> FusionMaps:
     return FusionMaps(maps.pixels_head, maps.pixels_reference, attention)
 
 
+def attend_to_head(maps: FusionMaps) -> FusionMaps:
+    """Attention for a novel view: where x_hat_dri is shown, s_ref is not.
+
+    Source: our choice. Without a driving frame nothing tells how the face of s_ref, which looks another way, would have
+    to move; mixed in, it gave a second pair of eyes.
+    """
+    a_head, a_reference, a_dec = maps.attention.split(1, dim=1)
+    attention = torch.cat([a_head + a_reference, torch.zeros_like(a_head), a_dec], dim=1)
+    return FusionMaps(maps.pixels_head, maps.pixels_reference, attention)
+
+
 class FusionNetwork(nn.Module):
     """E_F, Phi and Omega_F.
 
@@ -99,6 +110,7 @@ class FusionNetwork(nn.Module):
         reference: Tensor,
         driving: Tensor,
         moved: Callable[[Tensor], Tensor] | None = None,
+        head_first: bool = False,
     ) -> Fused:
         """Eq. 7 and Omega_F.
 
@@ -112,6 +124,7 @@ class FusionNetwork(nn.Module):
             reference: s_ref, `(B, 3, H, W)`, in [0, 1].
             driving: s_dri, the same.
             moved: For the equivariance loss: s_dri (at Phi's scale) to a transformed one, whose regions are found too.
+            head_first: For novel views: where x_hat_dri is shown, s_ref is not (`attend_to_head`).
 
         Returns:
             The frame s_hat_dri, the maps and regions.
@@ -121,6 +134,8 @@ class FusionNetwork(nn.Module):
         small = [self.flow.shrink(image) for image in (shrunk, reference, driving)]
         regions = self.flow.find_regions(small if moved is None else [*small, moved(small[-1])])
         maps = self.flow.mix(small, regions[:3])
+        if head_first and self.with_head:
+            maps = attend_to_head(maps)
         if self.with_head:
             # In one pass: apart, the encoder's batch norms would see other statistics in training than in use.
             both = self.encoder(torch.cat([head.image, reference]))

@@ -77,5 +77,5 @@ def draw_views(model: Head3D, subject: Subject, behind: Tensor, pose: HeadPose) 
     first, last = MOVED_SHARE
     moved = ((shift.norm(dim=1) - first) / (last - first)).clamp(0, 1)[:, None, None, None]
     reference = subject.reference * (1 - moved) + composite * moved
-    fused = model.fusion(head, reference, composite)
+    fused = model.fusion(head, reference, composite, head_first=True)
     return Output(fused.image, head.image, fused.maps)
