@@ -60,11 +60,11 @@ def test_the_subjects_frame_stays_unless_the_head_moves_away(
     made = draw_views(model, subject, behind, pose)
     head, reference, driving = given
     assert torch.equal(made.head, head.image)
-    # Where the turned head is shown, the frame's own face has no say; around it, it has.
-    a_head, a_reference, _ = made.maps.attention.unbind(1)
-    alpha = torch.nn.functional.interpolate(head.alpha, a_head.shape[-2:], mode="bilinear", antialias=True)[:, 0]
-    assert (a_reference < a_head)[alpha > 0.8].float().mean() > 0.9
-    assert (a_head < a_reference)[alpha < 0.01].float().mean() > 0.9
+    # The frame's own face has no say where the turned head is shown; the decoder has what it had.
+    mixed, alone = (maps.attention[0] for maps in (real(head, reference, driving).maps, made.maps))
+    torch.testing.assert_close(alone[2], mixed[2])
+    assert (alone[0] >= mixed[0] - 1e-6).all()
+    assert (alone[0] - mixed[0]).max() > 0.1
     bare = head.alpha.expand(-1, 3, -1, -1) == 0
     torch.testing.assert_close(driving[bare], behind[bare])
     solid = (driving[:, :1] - behind[:, :1]).abs() > 0.05  # red skin on grey ground
