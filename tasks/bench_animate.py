@@ -307,7 +307,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--with-parser", action="store_true", help="also with the head parser in the path")
     given = parser.parse_args(words)
     device = choose_device(given.device)
-    model = load_or_make(load_params(given.params), given.checkpoints, given.size, device)
+    model = load_or_make(load_params(given.params, complete=False), given.checkpoints, given.size, device)
     bench = Bench(device, model.size_px, given.batch, given.frames, given.compile, given.with_parser)
     sys.stdout.write(json.dumps(bench_animate(model, bench), indent=2) + "\n")
 

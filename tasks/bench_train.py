@@ -297,7 +297,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--eager", action="store_true", help="steps are not recorded as CUDA graphs")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile, or not")
     given = parser.parse_args(words)
-    params = with_batch(load_params(given.params), given.batch, given.references)
+    params = with_batch(load_params(given.params, complete=False), given.batch, given.references)
     params = with_runtime(params, given.device, given.devices, given.own_statistics, given.eager, given.compile)
     choose_device(params.runtime.device)
     stages = STAGES if given.stage == "all" else (given.stage,)

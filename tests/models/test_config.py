@@ -79,3 +79,10 @@ def test_settings_cannot_be_changed_in_passing():
     params = load_params(SHIPPED)
     with pytest.raises(Exception, match="frozen"):
         params.crop.size_px = 128  # type: ignore[misc]
+
+
+def test_a_bench_may_read_a_preset_whose_videos_are_not_named():
+    file = Path(__file__).parents[2] / "flows" / "presets" / "local.yaml"
+    with pytest.raises(ConfigError, match=r"acquire\.folder\.path is empty"):
+        load_params(file)
+    assert load_params(file, complete=False).crop.size_px == 128
