@@ -28,6 +28,12 @@ SERVER_START_S = 90
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist's processes ignore Ctrl-C, and so would all that tests start and stop by it."""
+    if hasattr(config, "workerinput"):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 EXPENSIVE = ("prefect_server", "tiny_project", "report_project")
 """What is made once for many tests: these tests must stay in one process."""
 
