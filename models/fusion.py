@@ -24,12 +24,14 @@ class Fused(NamedTuple):
         maps: Flows and attention that made it.
         regions: Of s_dri.
         regions_moved: Of `moved`, if that was given.
+        mixture: The two warped images by the attention, before the decoder's correction, as `image`.
     """
 
     image: Tensor
     maps: FusionMaps
     regions: Regions
     regions_moved: Regions | None
+    mixture: Tensor
 
 
 class ReferenceLook(NamedTuple):
@@ -143,8 +145,8 @@ class FusionNetwork(nn.Module):
         else:
             maps = attend_without_head(maps)
             of_head = of_reference = tuple(self.encoder(reference))
-        image, maps = self.compose(head, reference, maps, of_head, of_reference)
-        return Fused(image, maps, regions[2], regions[3] if moved is not None else None)
+        image, mixture, maps = self.compose(head, reference, maps, of_head, of_reference)
+        return Fused(image, maps, regions[2], regions[3] if moved is not None else None, mixture)
 
     def look(self, reference: Tensor) -> ReferenceLook:
         """What `fuse` needs of s_ref.
@@ -180,8 +182,8 @@ class FusionNetwork(nn.Module):
         )
         if not self.with_head:
             maps = attend_without_head(maps)
-        image, maps = self.compose(head, reference.image, maps, features, reference.features)
-        return Fused(image, maps, of_driving, None)
+        image, mixture, maps = self.compose(head, reference.image, maps, features, reference.features)
+        return Fused(image, maps, of_driving, None, mixture)
 
     def compose(
         self,
@@ -190,7 +192,7 @@ class FusionNetwork(nn.Module):
         maps: FusionMaps,
         of_head: Sequence[Tensor],
         of_reference: Sequence[Tensor],
-    ) -> tuple[Tensor, FusionMaps]:
+    ) -> tuple[Tensor, Tensor, FusionMaps]:
         """Eq. 7 at every size, and Omega_F.
 
         Args:
@@ -201,7 +203,7 @@ class FusionNetwork(nn.Module):
             of_reference: Of s_ref.
 
         Returns:
-            The frame, and the maps with the attention as it was used.
+            The frame, the mixture that it corrects, and the maps with the attention as it was used.
         """
         shown = sample(head.alpha, full_size(maps.pixels_head, *head.alpha.shape[-2:])) if self.with_head else None
 
@@ -227,8 +229,9 @@ class FusionNetwork(nn.Module):
             a_raw = F.interpolate(maps.attention[:, :1], reference.shape[-2:], mode="bilinear", align_corners=True)
             known = known + a_raw * sample(head.image, maps.pixels_head)
         logits = self.decoder(mix(2, None), lambda e_dec, level: mix(level, e_dec)).float()
-        image = torch.sigmoid((known / rest).clamp(0.01, 0.99).logit() + logits)
-        return image, FusionMaps(maps.pixels_head, maps.pixels_reference, attend(maps.attention))
+        mixture = (known / rest).clamp(0.01, 0.99)
+        image = torch.sigmoid(mixture.logit() + logits)
+        return image, mixture, FusionMaps(maps.pixels_head, maps.pixels_reference, attend(maps.attention))
 
 
 def _resized(values: Tensor, like: Tensor) -> Tensor:

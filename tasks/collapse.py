@@ -20,7 +20,9 @@ LEAST_RELIEF_MM, LEAST_YAW_SHARE, LEAST_TRUE_YAW_DEG = 3.0, 0.2, 2.0
 """Measured on rendered heads, depth varies by 15 to 20 mm inside a head; a trained F_P has 0.5 to 0.9 of the
 landmarks' spread of yaw, a collapsed one 0.12 (design section 8). Videos that hardly turn tell nothing."""
 LEAST_HEAD_SHARE = 0.02
-SATURATED, SATURATED_SHARE, LEAST_DECODER_SHARE = 0.99, 0.99, 0.002
+SATURATED, SATURATED_SHARE = 0.99, 0.99
+LEAST_CHANGE = 0.001
+"""A quarter of a grey level: what a decoder that has learned nothing changes."""
 
 
 class Danger(NamedTuple):
@@ -61,11 +63,9 @@ def attention_figures(attention: Tensor) -> dict[str, float]:
         attention: a_head, a_ref, a_dec, `(B, 3, h, w)`; they sum to 1.
 
     Returns:
-        `saturated_share`, of the pixels where one and the same map is nearly 1, for the map that has most of them;
-        `decoder_share`, the mean of a_dec.
+        `saturated_share`, of the pixels where one and the same map is nearly 1, for the map that has most of them.
     """
-    full = (attention > SATURATED).float().mean((0, 2, 3))
-    return {"saturated_share": float(full.max()), "decoder_share": float(attention[:, 2].mean())}
+    return {"saturated_share": float((attention > SATURATED).float().mean((0, 2, 3)).max())}
 
 
 def dangers(health: Mapping[str, float]) -> list[Danger]:
@@ -107,9 +107,9 @@ def dangers(health: Mapping[str, float]) -> list[Danger]:
         text = "attention is saturated: one of the three maps is 1 everywhere; lower fusion.lr or set fusion.train"
         found.append(Danger("saturated_share", f"{text}.clip_norm"))
     look(
-        "decoder_share",
-        LEAST_DECODER_SHARE,
-        f"the decoder is not used: a_dec is below {LEAST_DECODER_SHARE:g} on average; lower fusion.lr, or raise "
-        "fusion.perceptual.pixel_weight",
+        "decoder_change",
+        LEAST_CHANGE,
+        f"the decoder is not used: it changes the frame by less than {LEAST_CHANGE:g} on average; lower fusion.lr, or "
+        "raise fusion.perceptual.pixel_weight",
     )
     return found

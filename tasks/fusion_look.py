@@ -31,4 +31,5 @@ def look_at_fusion(loss: FusionLoss) -> Look:
             attention, driving.shape[-2:], mode="nearest"
         ),
     }
-    return Look(images, attention_figures(attention))
+    change = float((fused.image - fused.mixture).abs().mean())
+    return Look(images, {**attention_figures(attention), "decoder_change": change})

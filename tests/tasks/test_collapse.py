@@ -101,13 +101,15 @@ def test_an_empty_canonical_head_is_named(params: Params, clips: ClipSet):
     ("scores", "expected"),
     [
         ([0.0, 0.0, 0.0], []),
-        ([0.0, 30.0, 0.0], ["saturated_share", "decoder_share"]),
+        ([0.0, 30.0, 0.0], ["saturated_share"]),
         ([0.0, 0.0, 30.0], ["saturated_share"]),
-        ([0.0, 0.0, -30.0], ["decoder_share"]),
+        ([0.0, 0.0, -30.0], []),
     ],
 )
 def test_saturated_attention_is_named(params: Params, clips: ClipSet, scores: list[float], expected: list[str]):
     job = make_job(params, "fusion", clips)
+    assert found(job) == ["decoder_change"]  # it starts by changing nothing
+    torch.nn.init.normal_(job.modules["fusion"].decoder.out.weight, std=1.0)  # type: ignore[union-attr, arg-type]
     constant(job.modules["fusion"].flow.attention, scores)  # type: ignore[union-attr, arg-type]
     assert found(job) == expected
 
@@ -121,7 +123,7 @@ def test_figures_by_hand():
     spread, known = yaw_spread_deg(torch.tensor([1.0, 3.0, 90.0]), torch.tensor([-2.0, 2.0, float("nan")]))
     assert [spread, known] == pytest.approx([2**0.5, 8**0.5])
     attention = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).T.reshape(1, 3, 1, 2)
-    assert attention_figures(attention) == {"saturated_share": 0.5, "decoder_share": 0.0}
+    assert attention_figures(attention) == {"saturated_share": 0.5}
 
 
 class Flat:
