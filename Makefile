@@ -56,7 +56,7 @@ format: install ## let ruff and flows.graph rewrite what they can
 lock: ## bring requirements.lock up to date with pyproject.toml (needs uv)
 	@echo "# Exact versions for Python 3.11 and later, made by \`make lock\` from pyproject.toml; \`make install\` installs these." > requirements.lock.new
 	@env -u UV_FIND_LINKS uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-annotate --no-emit-index-url --upgrade --quiet \
+	  --no-header --no-annotate --upgrade --quiet \
 	  --constraint .ci/constraints.txt >> requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 

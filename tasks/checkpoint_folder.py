@@ -46,6 +46,12 @@ def save_weights(folder: Path, weights: Mapping[str, Tensor], settings: Mapping[
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
+def weights_of(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's own state_dict among the weights of several, whose names begin with the network's."""
+    start = f"{name}."
+    return {key.removeprefix(start): value for key, value in weights.items() if key.startswith(start)}
+
+
 def load_weights(folder: Path, modules: Mapping[str, nn.Module]) -> None:
     """Load a finished stage's weights into its networks.
 
@@ -57,9 +63,8 @@ def load_weights(folder: Path, modules: Mapping[str, nn.Module]) -> None:
         raise StageError(f"{file} does not exist; `dvc repro {folder.name}` trains it (or `dvc pull` fetches it)")
     weights = load_file(file)
     for name, module in modules.items():
-        own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
         try:
-            module.load_state_dict(own)
+            module.load_state_dict(weights_of(name, weights))
         except RuntimeError as error:
             raise StageError(f"{file} does not fit the networks of its config.json: {error}") from None
 

@@ -106,7 +106,9 @@ class FusionLoss:
         equal = equivariance(fused.regions, fused.regions_moved, transform)
         with torch.no_grad():
             l1, copy = (fused.image - driving).abs().mean(), (reference - driving).abs().mean()
-        face = self._face(fused.image, driving, drawn)
+        # Without a weight it is only watched, and need not be followed back.
+        seen = fused.image if self.config.face_weight else fused.image.detach()
+        face = self._face(seen, driving, drawn)
         total = frame + self.config.equivariance_weight * equal + self.config.face_weight * face
         return {"frame": frame, "equivariance": equal, "face": face, "l1": l1, "copy_l1": copy, "total": total}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import Runtime
-from tasks.checkpoint_folder import mark, read_fingerprint, save_weights
+from tasks.checkpoint_folder import mark, read_fingerprint, save_weights, weights_of
 from tasks.checkpoints import (
     CheckpointWriter,
     TrainingState,
@@ -183,9 +183,7 @@ class _Run:
     def _restore(self, state: TrainingState) -> None:
         job = self.job
         for name, module in job.modules.items():
-            start = f"{name}."
-            own = {key[len(start) :]: value for key, value in state.weights.items() if key.startswith(start)}
-            module.load_state_dict(own)
+            module.load_state_dict(weights_of(name, state.weights))
         rates = [group["lr"] for group in job.optimiser.param_groups]
         job.optimiser.load_state_dict(state.optimiser)
         for group, rate in zip(job.optimiser.param_groups, rates, strict=True):
