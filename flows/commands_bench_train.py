@@ -12,6 +12,14 @@ import typer
 from flows.commands_bench import bench_settings, print_figures
 
 
+class Clips(StrEnum):
+    """Whether the training clips lie on the GPU."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 class Stage(StrEnum):
     """What is measured."""
 
@@ -40,6 +48,9 @@ def train(
     compiled: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile (a GPU). None: the settings'.")
     ] = None,
+    clips_on_gpu: Annotated[
+        Clips | None, typer.Option(help="Whether the clips lie there or are prefetched. None: the settings'.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Settings of a preset instead of params.yaml.")] = None,
     params: Annotated[Path | None, typer.Option(help="Another file of settings.", exists=True, dir_okay=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -57,11 +68,14 @@ def train(
       head3d bench train --stage fusion --batch 32 --size 128 --references 5
 
       head3d bench train --stage fusion --batch 128 --devices 4
+
+      head3d bench train --preset paper --clips-on-gpu never
     """
     from tasks.bench_train import STAGES, TrainBench, bench_train, with_batch, with_runtime
 
     settings = with_batch(bench_settings(preset, params), batch, references)
-    settings = with_runtime(settings, device, devices, own_statistics, eager, compiled)
+    place = clips_on_gpu.value if clips_on_gpu else None
+    settings = with_runtime(settings, device, devices, own_statistics, eager, compiled, place)
     stages = STAGES if stage is Stage.ALL else (stage.value,)
     figures = bench_train(settings, TrainBench(stages, size or settings.crop.size_px, steps))
     if as_json:

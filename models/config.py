@@ -27,6 +27,10 @@ Initial = Literal["random", "pretrained", "if_present"]
 """What a network starts from; `if_present`: pretrained where the file is at hand, and the stage says which it was."""
 
 
+ClipsOnGpu = Literal["auto", "always", "never"]
+"""Whether the training clips lie on the GPU; `auto`: if they take at most half of its free memory."""
+
+
 class ConfigError(ValueError):
     """A setting that does not exist, is missing, or has a value that cannot be used; the text says what to change."""
 
@@ -43,6 +47,7 @@ class Runtime(Section):
     device: str  # auto | cpu | cuda | cuda:N
     devices: Positive  # that train together: GPUs of this machine (device: cpu: processes); they share every batch
     sync_batch_norm: bool  # GPUs that train together share their batch norms' statistics: as one GPU with the batch
+    clips_on_gpu: ClipsOnGpu  # else they stay in the host's memory, or in a file in data/ where that is too small
     cuda_graphs: bool  # on a GPU, record a training step once and replay it
     compile: bool  # on a GPU, let torch.compile fuse the networks' kernels: minutes at the start, then faster steps
     scheduler: str  # local: processes of this machine; tcp://host:port: a Dask cluster that sees the same folders

@@ -11,15 +11,16 @@ import argparse
 import json
 import resource
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.config import Optim, Params, load_params
+from models.config import ClipsOnGpu, Optim, Params, load_params
 from models.depth_net import DepthNetwork
 from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import canonical_job
@@ -33,6 +34,7 @@ from tasks.geometry import build_networks as build_geometry
 from tasks.geometry import geometry_job
 from tasks.ranks import Ranks
 from tasks.rendered_heads import as_clips, render_heads
+from tasks.room import Room
 from tasks.stepper import Stepper, trained_values
 from tasks.training import Training
 
@@ -159,6 +161,7 @@ def measure_stage(
         "precision": config.precision,
         "recorded": stepper.record,
         "compiled": runtime.compile and device.type == "cuda",
+        "prefetched": job.rows is not None,
         "steps": bench.steps,
         **figures,
         **bootstrap,
@@ -170,7 +173,7 @@ def measure_stage(
 
 def make_job(params: Params, stage: str, clips: ClipSet) -> Training:
     """A stage's job on some clips, as the stage itself makes it; random weights take as long as trained ones."""
-    device = clips.frames.device
+    device = clips.device
     if stage == "geometry":
         geometry = params.geometry
         return geometry_job(geometry, build_geometry(geometry, device), clips, params.runtime.workers, {})
@@ -183,30 +186,41 @@ def make_job(params: Params, stage: str, clips: ClipSet) -> Training:
 
 
 def synthetic_clips(params: Params, config: Optim, size_px: int, device: torch.device) -> ClipSet:
-    """Rendered heads as training clips, with their true depth and pose in the place of stage 1's."""
+    """Rendered heads as training clips, with their true depth and pose in the place of stage 1's.
+
+    They lie where `runtime.clips_on_gpu` says; as few as they are, `never` reads them from the host's memory.
+    """
     import pandas as pd
 
     frames = config.references + 3
     heads = render_heads(0, PEOPLE, frames, size_px, SEED, 1)
-    one = as_clips(heads, frames, device)
+    one = as_clips(heads, frames, torch.device("cpu"))
     camera, times = params.geometry.camera, CLIPS // PEOPLE
 
     def repeated(values: torch.Tensor) -> torch.Tensor:
-        return values.to(device).repeat(times, *[1] * (values.dim() - 1)).contiguous()
+        return values.repeat(times, *[1] * (values.dim() - 1)).contiguous()
 
     def cut(values: torch.Tensor) -> torch.Tensor:
         return repeated(values.unflatten(0, (-1, frames)))
 
     table = pd.concat([one.table] * times, ignore_index=True)
     depth = torch.where(heads.depth > 0, heads.depth, torch.full_like(heads.depth, camera.border_depth_m))
+    large = {"frames": repeated(one.frames), "head": repeated(one.head), "depth": cut(depth)}
+    room = Room(device, params.runtime.clips_on_gpu, Path(tempfile.gettempdir()))
+    space = room.space({name: (tuple(values.shape), values.dtype) for name, values in large.items()})
+    for name, values in large.items():
+        space.tensors[name].copy_(values)
+    space.filled()
     return ClipSet(
         table,
-        repeated(one.frames),
-        repeated(one.head),
-        repeated(one.landmarks),
-        cut(depth),
-        cut(heads.angles_deg),
-        cut(heads.translation_m),
+        space.tensors["frames"],
+        space.tensors["head"],
+        repeated(one.landmarks).to(device),
+        space.tensors["depth"],
+        cut(heads.angles_deg).to(device),
+        cut(heads.translation_m).to(device),
+        streamed=space.streamed,
+        room=room,
     )
 
 
@@ -249,8 +263,7 @@ class _FirstPhase:
 
 
 def _always_first(job: Training) -> Training:
-    first = _FirstPhase(job)
-    return Training(job.name, job.modules, job.optimiser, job.steps, first, job.rates, {}, 1, job.average, job.samples)
+    return replace(job, losses=_FirstPhase(job), settings={}, log_every=1, look=None, sheet_every=0)
 
 
 def _flops(job: Training, step: int) -> float:
@@ -296,9 +309,12 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--own-statistics", action="store_true", help="batch norms of each device by themselves")
     parser.add_argument("--eager", action="store_true", help="steps are not recorded as CUDA graphs")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile, or not")
+    parser.add_argument("--clips-on-gpu", choices=get_args(ClipsOnGpu), help="whether the clips lie on the GPU")
     given = parser.parse_args(words)
     params = with_batch(load_params(given.params, complete=False), given.batch, given.references)
-    params = with_runtime(params, given.device, given.devices, given.own_statistics, given.eager, given.compile)
+    params = with_runtime(
+        params, given.device, given.devices, given.own_statistics, given.eager, given.compile, given.clips_on_gpu
+    )
     choose_device(params.runtime.device)
     stages = STAGES if given.stage == "all" else (given.stage,)
     figures = bench_train(params, TrainBench(stages, given.size or params.crop.size_px, given.steps))
@@ -312,8 +328,10 @@ def with_runtime(
     own_statistics: bool = False,
     eager: bool = False,
     compiled: bool | None = None,
+    clips_on_gpu: str | None = None,
 ) -> Params:
-    """Settings with other devices, separate batch norms, steps that are not recorded, or with torch.compile or not."""
+    """Settings with other devices, separate batch norms, steps that are not recorded, torch.compile or not, or clips
+    elsewhere."""
     runtime = params.runtime
     changes = {
         "device": device or runtime.device,
@@ -321,6 +339,7 @@ def with_runtime(
         "sync_batch_norm": runtime.sync_batch_norm and not own_statistics,
         "cuda_graphs": runtime.cuda_graphs and not eager,
         "compile": runtime.compile if compiled is None else compiled,
+        "clips_on_gpu": clips_on_gpu or runtime.clips_on_gpu,
     }
     return params.model_copy(update={"runtime": runtime.model_copy(update=changes)})
 

@@ -22,7 +22,8 @@ from tasks.clip_data import (
     Batch,
     ClipSet,
     Drawn,
-    batch_geometry,
+    batch_depth,
+    batch_pose,
     draw,
     gather,
     left_out,
@@ -70,7 +71,7 @@ class WarpedBatch(NamedTuple):
 def warped_batch(clips: ClipSet, drawn: Drawn, K: Tensor) -> WarpedBatch:
     """A step's batch with its references warped by the stored depth and pose (Eq. 1)."""
     batch = gather(clips, drawn)
-    depth, angles, translation = batch_geometry(clips, batch)
+    depth, (angles, translation) = batch_depth(clips, batch, drawn), batch_pose(clips, batch)
     references = HeadPose(angles[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1)).pose()
     driving = HeadPose(angles[:, -1], translation[:, -1]).pose()
     warped, warp = warp_references(batch.heads[:, :-1], batch.masks[:, :-1], depth[:, :-1], references, K)
@@ -82,7 +83,7 @@ class CanonicalLoss:
 
     def __init__(self, config: Canonical, network: RecurrentCanonical, depth: DepthNetwork, clips: ClipSet) -> None:
         self.config, self.network, self.depth, self.clips = config, network, depth, clips
-        self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=clips.frames.device)
+        self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=clips.device)
 
     def phase(self, step: int) -> str:
         """All steps are alike."""
@@ -129,7 +130,7 @@ def compare_heads(loss: CanonicalLoss, batches: int) -> dict[str, float]:
     """
     ours, mean = 0.0, 0.0
     for step in range(batches):
-        drawn = {name: value.to(loss.clips.frames.device) for name, value in loss.draw(step).items()}
+        drawn = {name: value.to(loss.clips.device) for name, value in loss.draw(step).items()}
         rendered, rendered_mean, target = loss.heads(drawn)
         ours += float(head_reconstruction(rendered, target).mean()) / batches
         mean += float(head_reconstruction(rendered_mean, target).mean()) / batches
@@ -159,6 +160,7 @@ def canonical_job(config: Canonical, network: RecurrentCanonical, depth: DepthNe
         config.train.batch_videos,
         partial(look_at_canonical, losses),
         config.train.sheet_every_steps,
+        (lambda drawn: clips.rows(drawn, "frames", "head", "depth")) if clips.streamed else None,
     )
 
 
@@ -169,7 +171,7 @@ def train_canonical(params: Params, paths: Paths, fingerprint: str, device: torc
     network = networks["canonical"]
     assert isinstance(network, RecurrentCanonical)
     depth = load_depth_network(params, paths, device)
-    clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
+    clips = load_clips(paths, "train", device, True, params.quality, params.runtime.clips_on_gpu)
     job = canonical_job(config, network, depth, clips)
     return train(job, paths.checkpoint("canonical"), fingerprint, params.runtime)
 
@@ -201,6 +203,6 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     load_weights(folder, networks)
     network.eval()
     split = "test" if (usable_clips(paths)["split"] == "test").any() else None
-    clips = load_clips(paths, split, device, with_geometry=True)
+    clips = load_clips(paths, split, device, with_geometry=True, on_gpu=params.runtime.clips_on_gpu)
     summary.update(compare_heads(CanonicalLoss(config, network, depth, clips), batches=8))
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in summary.items()}

@@ -16,7 +16,7 @@ def look_at_canonical(loss: CanonicalLoss) -> Look:
     """Stage 2: reference, mean and recurrent canonical head, the latter in the driving pose."""
     from tasks.canonical import warped_batch
 
-    drawn = {name: value.to(loss.clips.frames.device) for name, value in loss.draw(0).items()}
+    drawn = {name: value.to(loss.clips.device) for name, value in loss.draw(0).items()}
     batch, warped, warp, driving = warped_batch(loss.clips, drawn, loss.K)
     with mixed(batch.images.device, loss.config.train.precision):
         head = loss.network(batch.heads[:, :-1], warped, warp)

@@ -1,4 +1,5 @@
-"""Clips for training: the whole store in memory as uint8, batches drawn, flipped and jittered on the device.
+"""Clips for training: the whole store as uint8 (`tasks.room` says where), batches drawn, flipped and jittered on the
+device.
 
 What reads stores is imported where it is used: benches train on a machine that has torch and little else.
 """
@@ -14,27 +15,30 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from models.config import Camera, Optim, Quality
+from models.config import Camera, ClipsOnGpu, Optim, Quality
 from models.geometry import Pose, intrinsics
 from models.landmark_pose import poses_of_videos
 from models.pose_net import HeadPose
 from tasks.clip_table import ok_clips, read_table
 from tasks.errors import StageError
 from tasks.paths import Paths
+from tasks.room import Room, Rows
 
 
 @dataclass
 class ClipSet:
-    """Clips of one split, on one device.
+    """Clips of one split.
 
     Attributes:
         table: Their rows of the clip table, in the same order.
         frames: `(n, T, 3, H, W)` uint8.
         head: Head masks, `(n, T, 1, H, W)` uint8, 0/1.
-        landmarks: `(n, T, 5, 2)` float32, pixels.
+        landmarks: `(n, T, 5, 2)` float32, pixels; on the device where steps are computed.
         depth: `(n, T, H, W)` float16, metres; only once stage 1 is trained.
-        angles_deg: `(n, T, 3)`, likewise.
-        translation_m: `(n, T, 3)`, likewise.
+        angles_deg: `(n, T, 3)`, likewise; on the device.
+        translation_m: `(n, T, 3)`, likewise; on the device.
+        streamed: Frames, heads and depth lie in the host's memory, or in a file; what a step needs of them is brought.
+        room: Where other large tensors of the same training go; None: on the device.
     """
 
     table: pd.DataFrame
@@ -44,6 +48,8 @@ class ClipSet:
     depth: Tensor | None = None
     angles_deg: Tensor | None = None
     translation_m: Tensor | None = None
+    streamed: bool = False
+    room: Room | None = None
 
     @cached_property
     def siblings(self) -> list[Tensor]:
@@ -54,6 +60,11 @@ class ClipSet:
     def __len__(self) -> int:
         """Number of clips."""
         return len(self.frames)
+
+    @property
+    def device(self) -> torch.device:
+        """Where steps are computed, and everything that a method returns lies."""
+        return self.landmarks.device
 
     @property
     def size_px(self) -> int:
@@ -75,28 +86,49 @@ class ClipSet:
         video = torch.from_numpy(self.table["video"].factorize()[0]).repeat_interleave(length)
         points = self.landmarks.cpu().flatten(0, 1)
         found = poses_of_videos(points, video, K, camera.max_angle_deg, camera.max_translation_m)
-        angles, translation = (smoothed(part.view(count, length, 3)).to(self.frames.device) for part in found)
+        angles, translation = (smoothed(part.view(count, length, 3)).to(self.device) for part in found)
         return angles, translation
 
     def images(self, clip: int | Tensor, frames: Tensor | slice = slice(None)) -> Tensor:
         """Frames of a clip (or one of each of n clips) as float, `(n, 3, H, W)` in [0, 1]."""
-        return self.frames[clip, frames].float() / 255
+        return self._at(self.frames, clip, frames).float() / 255
 
     def heads(self, clip: int | Tensor, frames: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Head on black `(n, 3, H, W)` and head mask `(n, 1, H, W)` of a clip's frames."""
-        mask = self.head[clip, frames].float()
+        mask = self._at(self.head, clip, frames).float()
         return self.images(clip, frames) * mask, mask
 
     def poses(self, clip: int | Tensor, frames: Tensor | slice = slice(None)) -> Pose:
         """Poses of a clip's frames, from the trained stage 1."""
         assert self.angles_deg is not None
         assert self.translation_m is not None
-        return HeadPose(self.angles_deg[clip, frames], self.translation_m[clip, frames]).pose()
+        return HeadPose(self._at(self.angles_deg, clip, frames), self._at(self.translation_m, clip, frames)).pose()
 
     def depths(self, clip: int | Tensor, frames: Tensor | slice = slice(None)) -> Tensor:
         """Depth of a clip's frames, `(n, H, W)`, metres."""
         assert self.depth is not None
-        return self.depth[clip, frames].float()
+        return self._at(self.depth, clip, frames).float()
+
+    def rows(self, drawn: Drawn, *names: str) -> dict[str, Rows]:
+        """What `drawn_part` needs on the device if the clips are streamed; nothing if they lie there.
+
+        Args:
+            drawn: From `draw`, on the CPU.
+            names: Of `frames`, `head` and `depth`.
+        """
+        place = drawn["clip"] * self.frames.shape[1] + drawn["frame"]
+        return {f"clips_{name}": Rows(getattr(self, name).flatten(0, 1), place) for name in names if self.streamed}
+
+    def drawn_part(self, name: str, drawn: Drawn) -> Tensor:
+        """What `frames`, `head` or `depth` holds for the frames of a batch, `(B, N + 1, ...)`, on the device."""
+        if f"clips_{name}" in drawn:
+            return drawn[f"clips_{name}"]
+        return self._at(getattr(self, name), drawn["clip"], drawn["frame"])
+
+    def _at(self, values: Tensor, *where: int | Tensor | slice) -> Tensor:
+        """Some of the values, on the device, wherever they and their places lie."""
+        place = tuple(part.to(values.device) if isinstance(part, Tensor) else part for part in where)
+        return values[place].to(self.device)
 
 
 def smoothed(values: Tensor) -> Tensor:
@@ -174,22 +206,28 @@ def _without_flagged(table: pd.DataFrame, paths: Paths, quality: Quality) -> pd.
 
 
 def load_clips(
-    paths: Paths, split: str | None, device: torch.device, with_geometry: bool, quality: Quality | None = None
+    paths: Paths,
+    split: str | None,
+    device: torch.device,
+    with_geometry: bool,
+    quality: Quality | None = None,
+    on_gpu: ClipsOnGpu = "always",
 ) -> ClipSet:
-    """Read the stores into memory.
+    """Read the stores into memory, clip by clip.
 
     Args:
         paths: The data folder.
         split: `train`, `test`, or None for all clips.
-        device: Where the clips shall lie.
+        device: Where the clips are used.
         with_geometry: Also read depth and pose (after stage 1).
         quality: Leave training clips out that these limits flag (test clips always stay); None: keep all.
+        on_gpu: `runtime.clips_on_gpu`: whether they lie there, too.
 
     Returns:
         The clips.
 
     Raises:
-        StageError: The split has no usable clip, or `quality` leaves none.
+        StageError: The split has no usable clip, `quality` leaves none, or there is too little memory and disk.
     """
     from tasks.stores import open_store, read_rows
 
@@ -202,20 +240,40 @@ def load_clips(
         table = _without_flagged(table, paths, quality)
     rows = table["row"].to_numpy()
 
-    def read(store: str, name: str) -> Tensor:
-        return torch.from_numpy(read_rows(open_store(getattr(paths, store)), name, rows))
+    def small(store: str, name: str) -> Tensor:
+        return torch.from_numpy(read_rows(open_store(getattr(paths, store)), name, rows)).to(device)
 
-    clips = ClipSet(
-        table,
-        read("clips", "frames").permute(0, 1, 4, 2, 3).contiguous().to(device),
-        read("masks", "head")[:, :, None].to(device),
-        read("clips", "landmarks").to(device),
-    )
+    room = Room(device, on_gpu, paths.data)
+    tensors, streamed = _read_large(paths, rows, room, with_geometry)
+    clips = ClipSet(table, tensors["frames"], tensors["head"], small("clips", "landmarks"))
+    clips.streamed, clips.room = streamed, room
     if with_geometry:
-        clips.depth = read("geometry", "depth").to(device)
-        clips.angles_deg = read("geometry", "angles_deg").to(device)
-        clips.translation_m = read("geometry", "translation_m").to(device)
+        clips.depth = tensors["depth"]
+        clips.angles_deg, clips.translation_m = small("geometry", "angles_deg"), small("geometry", "translation_m")
     return clips
+
+
+def _read_large(paths: Paths, rows: np.ndarray, room: Room, with_geometry: bool) -> tuple[dict[str, Tensor], bool]:
+    """Frames, head masks and depth of some rows as `ClipSet` has them, and whether they are streamed."""
+    from tasks.stores import array, open_store
+
+    sources = {"frames": array(open_store(paths.clips), "frames"), "head": array(open_store(paths.masks), "head")}
+    if with_geometry:
+        sources["depth"] = array(open_store(paths.geometry), "depth")
+    length, size = sources["frames"].shape[1:3]
+    front, pixels = (len(rows), length), (size, size)
+    shapes = {
+        "frames": ((*front, 3, *pixels), torch.uint8),
+        "head": ((*front, 1, *pixels), torch.uint8),
+        "depth": ((*front, *pixels), torch.float16),
+    }
+    space = room.space({name: shapes[name] for name in sources})
+    for index in space.mine(len(rows)):
+        for name, source in sources.items():
+            values, target = torch.from_numpy(source[int(rows[index])]), space.tensors[name][index]
+            target.copy_(values.permute(0, 3, 1, 2) if name == "frames" else values.view(target.shape))
+    space.filled()
+    return space.tensors, space.streamed
 
 
 class Recolour(NamedTuple):
@@ -335,22 +393,25 @@ def gather(clips: ClipSet, drawn: Drawn) -> Batch:
 
     Args:
         clips: The training set.
-        drawn: From `draw`, on the set's device.
+        drawn: From `draw`, on the set's device; of streamed clips with what `ClipSet.rows` names.
 
     Returns:
         The batch.
     """
     where = (drawn["clip"], drawn["frame"])
-    images, masks = clips.frames[where].float() / 255, clips.head[where].float()
+    images, masks = clips.drawn_part("frames", drawn).float() / 255, clips.drawn_part("head", drawn).float()
     recolour = Recolour(drawn["jitter"], images.mean((1, 2, 3, 4)))
     plain = Batch(recolour(images), masks, *where, drawn["flip"], recolour)
     return Batch(plain.mirrored(plain.images), plain.mirrored(masks), *where, drawn["flip"], recolour)
 
 
-def batch_geometry(clips: ClipSet, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Stored depth `(B, N + 1, H, W)`, angles and translations `(B, N + 1, 3)` of a batch, mirrored like it."""
-    assert clips.depth is not None
+def batch_depth(clips: ClipSet, batch: Batch, drawn: Drawn) -> Tensor:
+    """Stored depth of a batch, `(B, N + 1, H, W)`, mirrored like it."""
+    return batch.mirrored(clips.drawn_part("depth", drawn).float())
+
+
+def batch_pose(clips: ClipSet, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Stored angles and translations of a batch, `(B, N + 1, 3)` each, mirrored like it."""
     assert clips.angles_deg is not None
     assert clips.translation_m is not None
-    angles, translation = batch.mirrored_pose(batch.of(clips.angles_deg), batch.of(clips.translation_m))
-    return batch.mirrored(batch.of(clips.depth).float()), angles, translation
+    return batch.mirrored_pose(batch.of(clips.angles_deg), batch.of(clips.translation_m))

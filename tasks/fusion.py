@@ -25,7 +25,7 @@ from models.pretrained import load_registered
 from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import load_depth_network, warped_batch
 from tasks.checkpoint_folder import is_finished, load_weights, write_losses
-from tasks.clip_data import ClipSet, Drawn, batch_geometry, draw, gather, left_out, load_clips, step_generator
+from tasks.clip_data import ClipSet, Drawn, batch_pose, draw, gather, left_out, load_clips, step_generator
 from tasks.device import choose_device, placed
 from tasks.devices import on_devices
 from tasks.fusion_look import look_at_fusion
@@ -33,6 +33,7 @@ from tasks.head_bank import HeadBank, make_heads
 from tasks.optimiser import adam
 from tasks.parser_network import EMBEDDED_FILE
 from tasks.paths import WITHOUT_HEAD, Paths
+from tasks.room import Rows
 from tasks.training import Training, train
 
 
@@ -53,7 +54,7 @@ class FusionLoss:
         assert isinstance(canonical, RecurrentCanonical)
         self.config, self.fusion, self.canonical, self.depth, self.clips = config, fusion, canonical, depth, clips
         self.bank: HeadBank | None = None
-        device = clips.frames.device
+        device = clips.device
         self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=device)
         weights = load_registered("vgg19") if config.perceptual.backbone == "vgg19" else None
         parser = load_parser(EMBEDDED_FILE) if config.perceptual.backbone == "head_parser" else None
@@ -75,6 +76,17 @@ class FusionLoss:
         drawn["transform"] = RandomTransform.draw(config.batch_videos, generator)
         return drawn
 
+    @property
+    def streamed(self) -> bool:
+        """Whether something of a step's batch must be brought to the device."""
+        return self.clips.streamed or (self.bank is not None and self.bank.streamed)
+
+    def rows(self, drawn: Drawn) -> dict[str, Rows]:
+        """What must be brought there."""
+        if self.bank is not None:
+            return {**self.clips.rows(drawn, "frames", "head"), **self.bank.rows(drawn)}
+        return self.clips.rows(drawn, "frames", "head", *(["depth"] if self.fusion.with_head else []))
+
     @torch.no_grad()
     def inputs(self, drawn: Drawn) -> tuple[HeadLayer, Tensor, Tensor]:
         """x_hat_dri (for the ablation without it: s_ref), s_ref (one of the references) and s_dri of a step's batch."""
@@ -83,13 +95,13 @@ class FusionLoss:
             return HeadLayer(images[:, 0], torch.ones_like(images[:, 0, :1])), images[:, 0], images[:, -1]
         if self.bank is not None:
             frames = gather(self.clips, drawn)
-            known, known_depth = self.bank.take(drawn["head"], drawn["flip"], frames.recolour)
-            _, angles, translation = batch_geometry(self.clips, frames)
+            known, known_depth = self.bank.take(drawn, frames.recolour)
+            angles, translation = batch_pose(self.clips, frames)
             pose = HeadPose(angles[:, -1], translation[:, -1]).pose()
             layer = render_layer(known, known_depth, pose, self.K)
             return layer, frames.images[:, 0], frames.images[:, -1]
         batch, warped, warp, driving = warped_batch(self.clips, drawn, self.K)
-        with mixed(self.clips.frames.device, self.config.train.precision):
+        with mixed(self.clips.device, self.config.train.precision):
             head = self.canonical(batch.heads[:, :-1], warped, warp)
             depth = self.depth(head.image)
         return render_layer(head, depth, driving, self.K), batch.images[:, 0], batch.images[:, -1]
@@ -157,6 +169,7 @@ def fusion_job(
         config.train.batch_videos,
         partial(look_at_fusion, losses),
         config.train.sheet_every_steps,
+        losses.rows if losses.streamed else None,
     )
 
 
@@ -174,7 +187,7 @@ def train_fusion(
     canonical["canonical"].requires_grad_(False).eval()
     networks = build_networks(config, device, with_head)
     depth = load_depth_network(params, paths, device)
-    clips = load_clips(paths, "train", device, with_geometry=True, quality=params.quality)
+    clips = load_clips(paths, "train", device, True, params.quality, params.runtime.clips_on_gpu)
     settings = {
         "fusion": config.model_dump(),
         "size_px": clips.size_px,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def look_at_fusion(loss: FusionLoss) -> Look:
     """Stage 3: reference, head, driving frame, output, and the attention as colours (red head, green s_ref, blue
     decoder)."""
-    drawn = {name: value.to(loss.clips.frames.device) for name, value in loss.draw(0).items()}
+    drawn = {name: value.to(loss.clips.device) for name, value in loss.draw(0).items()}
     head, reference, driving = loss.inputs(drawn)
     with mixed(driving.device, loss.config.train.precision):
         fused = loss.fusion(head, reference, driving)

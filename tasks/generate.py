@@ -64,7 +64,7 @@ def make_subject(
     row = METHODS[method]
     count = row.references or config.references
     frames = reference_frames(reference, clips.frames.shape[1], count, config.seed)
-    return model.subject(clips.images(clip, frames), clips.head[clip, frames].float(), 0, row.mean_head)
+    return model.subject(clips.images(clip, frames), clips.heads(clip, frames)[1], 0, row.mean_head)
 
 
 def render_pair(
@@ -165,7 +165,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
             "lower crop.clip_frames or add videos"
         )
     engines = _load_engines(paths, config.methods, device, params.runtime)
-    clips = load_clips(paths, None, device, with_geometry=False)
+    clips = load_clips(paths, None, device, with_geometry=False, on_gpu=params.runtime.clips_on_gpu)
     shape = (clips.frames.shape[1], clips.size_px, clips.size_px, 3)
     group = _frame_arrays(folder, pairs, config.methods, shape)
     (folder / "stage.json").write_text(json.dumps({"fingerprint": fingerprint, "complete": False}) + "\n")

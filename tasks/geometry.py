@@ -96,13 +96,14 @@ def geometry_job(
         samples=config.train.batch_videos,
         look=partial(look_at_geometry, losses),
         sheet_every=config.train.sheet_every_steps,
+        rows=(lambda drawn: clips.rows(drawn, "frames", "head")) if clips.streamed else None,
     )
 
 
 def train_geometry(params: Params, paths: Paths, fingerprint: str, device: torch.device) -> dict[str, Any]:
     """Train F_D and F_P; see `tasks.training.train` for resume and results, beside what the networks start from."""
     config = params.geometry
-    clips = load_clips(paths, "train", device, with_geometry=False, quality=params.quality)
+    clips = load_clips(paths, "train", device, False, params.quality, params.runtime.clips_on_gpu)
     networks = build_networks(config, device)
     depth, pose = networks["depth"], networks["pose"]
     assert isinstance(depth, DepthNetwork)

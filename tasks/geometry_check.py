@@ -57,7 +57,7 @@ def head_error(clips: ClipSet, params: Params, network: DepthNetwork) -> dict[st
         `head_l1`, `head_l1_copy` and their ratio.
     """
     count = params.geometry.train.references
-    K = intrinsics(clips.size_px, clips.size_px, params.geometry.camera.fov_deg, device=clips.frames.device)
+    K = intrinsics(clips.size_px, clips.size_px, params.geometry.camera.fov_deg, device=clips.device)
     warped_error, copied_error = [], []
     for video in sorted({tuple(group.tolist()) for group in clips.siblings}):
         place = spread_frames(len(video) * clips.frames.shape[1], 4 * count + 1)
@@ -81,7 +81,7 @@ def head_error(clips: ClipSet, params: Params, network: DepthNetwork) -> dict[st
 def check_stage1(params: Params, paths: Paths, device: torch.device) -> dict[str, float]:
     """The figures of stage 1 on the test clips (on all clips if no person is kept for testing)."""
     split = "test" if (usable_clips(paths)["split"] == "test").any() else None
-    clips = load_clips(paths, split, device, with_geometry=True)
+    clips = load_clips(paths, split, device, with_geometry=True, on_gpu=params.runtime.clips_on_gpu)
     network = DepthNetwork(params.geometry.depth_net, params.geometry.camera).to(device)
     load_weights(paths.checkpoint("geometry"), {"depth": network})
     network.eval()

@@ -19,7 +19,7 @@ def _depth_picture(depth: Tensor, near_m: float, far_m: float) -> Tensor:
 
 def look_at_geometry(loss: GeometryLoss) -> Look:
     """Stage 1: frames, heads, the mean canonical head and its depth, and that head in the driving pose."""
-    drawn = {name: value.to(loss.clips.frames.device) for name, value in loss.draw(0).items()}
+    drawn = {name: value.to(loss.clips.device) for name, value in loss.draw(0).items()}
     batch = gather(loss.clips, drawn)
     heads, masks, count = batch.heads, batch.masks, batch.frame.shape[1]
     with loss.mixed():

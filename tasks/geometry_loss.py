@@ -67,10 +67,10 @@ class GeometryLoss:
         assert isinstance(depth, DepthNetwork)
         assert isinstance(pose, PoseNetwork)
         self.config, self.depth, self.pose, self.clips = config, depth, pose, clips
-        self.K = intrinsics(clips.size_px, clips.size_px, config.camera.fov_deg, device=clips.frames.device)
-        self.angle_noise_deg = torch.tensor(ANGLE_NOISE_DEG, device=clips.frames.device)
+        self.K = intrinsics(clips.size_px, clips.size_px, config.camera.fov_deg, device=clips.device)
+        self.angle_noise_deg = torch.tensor(ANGLE_NOISE_DEG, device=clips.device)
         self.angles, self.translation = clips.landmark_poses(config.camera)
-        self.rendered = rendered.to(clips.frames.device) if rendered is not None else None
+        self.rendered = rendered.to(clips.device) if rendered is not None else None
         if (self.rendered is None) != (config.bootstrap == "landmarks"):
             raise ValueError(f"geometry.bootstrap is {config.bootstrap}, rendered heads: {rendered is not None}")
 
@@ -140,7 +140,7 @@ class GeometryLoss:
 
     def mixed(self) -> torch.autocast:
         """The networks' precision."""
-        return mixed(self.clips.frames.device, self.config.train.precision)
+        return mixed(self.clips.device, self.config.train.precision)
 
     # -- labels -------------------------------------------------------------------------------------------------------
 

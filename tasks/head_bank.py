@@ -13,6 +13,7 @@ from models.depth_net import DepthNetwork
 from models.precision import mixed
 from tasks.clip_data import ClipSet, Drawn, Recolour, draw_frames, draw_looks
 from tasks.progress import progress
+from tasks.room import Room, Rows
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class HeadBank:
         depth: d^c, `(n, M, H, W)` float16, metres.
         clip: Of their references, `(n, M, N)`, positions in the set; on the CPU.
         frame: The same.
+        streamed: Images, masks and depths lie in the host's memory, or in a file.
     """
 
     image: Tensor
@@ -32,6 +34,7 @@ class HeadBank:
     depth: Tensor
     clip: Tensor
     frame: Tensor
+    streamed: bool = False
 
     def draw(self, clips: ClipSet, config: Optim, generator: torch.Generator) -> Drawn:
         """Which heads a step takes, with a reference of each as s_ref and a frame of none of them as s_dri.
@@ -58,19 +61,30 @@ class HeadBank:
         clip, frame = torch.stack(pairs, dim=1)
         return {"head": head, "clip": clip, "frame": frame, **draw_looks(batch, generator)}
 
-    def take(self, head: Tensor, flip: Tensor, recolour: Recolour) -> tuple[CanonicalHead, Tensor]:
+    def rows(self, drawn: Drawn) -> dict[str, Rows]:
+        """What `take` needs on the device if the heads are streamed; nothing if they lie there."""
+        place = drawn["head"][:, 0] * self.frame.shape[1] + drawn["head"][:, 1]
+        parts = {"image": self.image, "mask": self.mask, "depth": self.depth}
+        return {f"bank_{name}": Rows(part.flatten(0, 1), place) for name, part in parts.items() if self.streamed}
+
+    def _drawn_part(self, name: str, drawn: Drawn) -> Tensor:
+        if f"bank_{name}" in drawn:
+            return drawn[f"bank_{name}"]
+        values, where = getattr(self, name), drawn["head"]
+        return values[where.to(values.device).unbind(1)].to(where.device)
+
+    def take(self, drawn: Drawn, recolour: Recolour) -> tuple[CanonicalHead, Tensor]:
         """Heads and their depth `(B, H, W)`, coloured and mirrored like the frames beside them.
 
         Args:
-            head: From `draw`, `(B, 2)`.
-            flip: `(B,)` bool.
+            drawn: From `draw`, on the device; of streamed heads with what `rows` names.
             recolour: That of the batch's frames.
         """
-        where = head.unbind(1)
-        image, mask = self.image[where].float() / 255, self.mask[where].float() / 255
+        flip = drawn["flip"]
+        image, mask = (self._drawn_part(name, drawn).float() / 255 for name in ("image", "mask"))
         # x_hat^c is dark where its mask is: the colour below is changed, not the darkness.
         image = recolour(image / mask.clamp(min=1e-2)) * mask
-        depth = self.depth[where].float()[:, None]
+        depth = self._drawn_part("depth", drawn).float()[:, None]
         image, mask, depth = (
             torch.where(flip[:, None, None, None], values.flip(-1), values) for values in (image, mask, depth)
         )
@@ -97,19 +111,28 @@ def make_heads(
         K: `(3, 3)`.
 
     Returns:
-        The heads, on the clips' device.
+        The heads, on the clips' device if they fit there, too.
     """
-    device, size = clips.frames.device, clips.size_px
+    device, size = clips.device, clips.size_px
     generator = torch.Generator().manual_seed(config.seed)
-    image = torch.empty(len(clips), variants, 3, size, size, dtype=torch.uint8, device=device)
-    mask = torch.empty(len(clips), variants, 1, size, size, dtype=torch.uint8, device=device)
-    deep = torch.empty(len(clips), variants, size, size, dtype=torch.float16, device=device)
-    chosen = []
+    front, pixels = (len(clips), variants), (size, size)
+    space = (clips.room or Room.on(device)).space(
+        {
+            "image": ((*front, 3, *pixels), torch.uint8),
+            "mask": ((*front, 1, *pixels), torch.uint8),
+            "depth": ((*front, *pixels), torch.float16),
+        }
+    )
+    image, mask, deep = (space.tensors[name] for name in ("image", "mask", "depth"))
+    mine, chosen = space.mine(len(clips)), []
     with progress("canonical heads", len(clips), "clip") as bar:
         for index in range(len(clips)):
             picks = [draw_frames(clips, config, index, config.references, generator) for _ in range(variants)]
             clip, frame = torch.stack(picks, dim=1)  # (M, N) each
             chosen.append((clip, frame))
+            bar.update()
+            if index not in mine:
+                continue
             heads, masks = clips.heads(clip.to(device), frame.to(device))
             poses = clips.poses(clip.flatten().to(device), frame.flatten().to(device))
             depths = clips.depths(clip.to(device), frame.to(device))
@@ -118,6 +141,6 @@ def make_heads(
                 made = canonical(heads, warped, warp)
                 deep[index] = depth(made.image)
             image[index], mask[index] = ((part.float() * 255).round().byte() for part in made)
-            bar.update()
+    space.filled()
     clip, frame = (torch.stack(part) for part in zip(*chosen, strict=True))
-    return HeadBank(image, mask, deep, clip, frame)
+    return HeadBank(image, mask, deep, clip, frame, space.streamed)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from tasks.batches import batches_of
 from tasks.device import compile_networks
 from tasks.ranks import Ranks
 
@@ -35,7 +36,8 @@ class Stepper:
 
     Attributes:
         names: Of the losses that `take` returns.
-        waited_s: Seconds in which the device had nothing to do because a step's data was drawn or copied.
+        batches: Where the steps' batches come from; to be closed.
+        waited_s: Seconds in which the device had nothing to do because a step's data was drawn, read or copied.
     """
 
     WARM_STEPS = 3
@@ -58,6 +60,7 @@ class Stepper:
             compile_networks({id(network): network for network in [*job.modules.values(), *beside]}.values())
         self.job, self.names, self.waited_s = job, [""], 0.0
         self.ranks = ranks or Ranks.here()
+        self.batches = batches_of(job, self.ranks)
         self._average = [(averaged[name], value) for name, value in trained_values(job).items() if name in averaged]
         self.record = record and job.device.type == "cuda"
         self._phase, self._taken = "", 0
@@ -91,20 +94,14 @@ class Stepper:
         return values
 
     def close(self) -> None:
-        """Let go of the recorded step, as must be before the processes part."""
+        """Let go of the recorded step, as must be before the processes part, and of the batches."""
         self._graph = None
+        self.batches.close()
 
     def _draw(self, step: int) -> None:
         """This process's share of a step's batch, on the device."""
         begin = time.perf_counter()
-        drawn = self.ranks.share(self.job.losses.draw(step), self.job.name)
-        if self._taken == 0:
-            self._drawn = {name: value.to(self.job.device) for name, value in drawn.items()}
-        elif self.job.device.type == "cpu":
-            self._drawn = drawn
-        else:
-            for name, value in drawn.items():
-                self._drawn[name].copy_(value.pin_memory(), non_blocking=True)
+        self._drawn = self.batches.get(step)
         # The device waits only if it was done with the step before: usually the host is ahead of it.
         if self._computed is None or self._computed.query():
             self.waited_s += time.perf_counter() - begin
@@ -127,8 +124,8 @@ class Stepper:
         torch.cuda.synchronize()
         self.job.optimiser.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
-        # NCCL has threads of its own, whose calls must not spoil the recording.
-        mode = "global" if self.ranks.count == 1 else "thread_local"
+        # NCCL has threads of its own, as prefetched batches do; their calls must not spoil the recording.
+        mode = "global" if self.ranks.count == 1 and self.job.rows is None else "thread_local"
         with torch.cuda.graph(graph, capture_error_mode=mode):
             self._values = self._compute()
         self._graph = graph

@@ -27,6 +27,7 @@ from tasks.checkpoints import (
 from tasks.errors import StageError
 from tasks.interruption import Interruption
 from tasks.ranks import Ranks
+from tasks.room import Rows
 from tasks.stepper import Stepper, Weights, trained_values
 from tasks.training_log import TrainingLog
 
@@ -57,7 +58,7 @@ class StepLoss(Protocol):
 
         Args:
             phase: From `phase`.
-            drawn: From `draw`, on the device.
+            drawn: From `draw`, on the device, with what `Training.rows` adds.
         """
 
 
@@ -78,6 +79,8 @@ class Training:
         samples: Samples of a step, on all devices together; the progress bar counts in them.
         look: What the networks make of a few samples now; called in eval mode. None: nobody looks.
         sheet_every: Steps between two sample sheets, which come of `look`; 0: none.
+        rows: What `losses` needs beside a step's draw (this process's share of it, on the CPU) of tensors that do not
+            lie on the device; added to the draw under these names. None: they all do.
         history: Rows of the loss curve so far.
         looks: Figures of `look` so far.
     """
@@ -94,6 +97,7 @@ class Training:
     samples: int = 1
     look: Callable[[], Look] | None = None
     sheet_every: int = 0
+    rows: Callable[[dict[str, Tensor]], dict[str, Rows]] | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     looks: list[dict[str, float]] = field(default_factory=list)
 
@@ -127,7 +131,7 @@ def train(job: Training, folder: Path, fingerprint: str, runtime: Runtime) -> di
     saved = time.monotonic()
     log = TrainingLog(job, folder, run.step, run.averaged, ranks.first)
     writer = CheckpointWriter(folder, fingerprint)
-    with Interruption(ranks.first) as interruption, log, writer:
+    with Interruption(ranks.first) as interruption, log, writer, stepper.batches:
         while run.step < job.steps:
             run.window.append(stepper.take(run.step))
             run.step += 1

@@ -59,8 +59,8 @@ def small_job(
 def small_runtime(checkpoint_every_s: float = 1e-9, **more: Any) -> Runtime:
     """On the CPU; a checkpoint after every step."""
     values: dict[str, Any] = {
-        "device": "cpu", "devices": 1, "sync_batch_norm": True, "cuda_graphs": False, "compile": False,
-        "scheduler": "local", "stores": "", "workers": 1, "video_deadline_s": 1.0,
+        "device": "cpu", "devices": 1, "sync_batch_norm": True, "clips_on_gpu": "auto", "cuda_graphs": False,
+        "compile": False, "scheduler": "local", "stores": "", "workers": 1, "video_deadline_s": 1.0,
         "checkpoint_every_s": checkpoint_every_s,
     }  # fmt: skip
     return Runtime(**{**values, **more})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def test_every_stage_is_measured(figures: dict[str, Any]):
         assert 0 < found["share_of_peak"] < 1.5
         assert found["kernels_per_step"] is None
         assert not found["recorded"]
+        assert not found["prefetched"]
         flops_per_s = found["gflop_per_sample"] * 1e9 * found["samples_per_s"]
         assert found["share_of_peak"] == pytest.approx(flops_per_s / (figures["peak_tflops"] * 1e12))
     assert figures["stages"]["geometry"]["bootstrap_ms_per_step"] > 0
@@ -94,6 +96,16 @@ def test_batch_and_references_reach_the_stage(params: Params):
     assert (changed.devices, changed.sync_batch_norm, changed.cuda_graphs, changed.compile) == (2, False, False, True)
 
 
+def test_clips_that_do_not_lie_on_the_device_are_prefetched(params: Params):
+    never = with_runtime(params, "cpu", 1, clips_on_gpu="never")
+    assert with_runtime(params, None, None).runtime == params.runtime
+    for stage in ("geometry", "fusion"):
+        found = measure_stage(never, stage, TrainBench((stage,), 48, 2), CPU)
+        assert found["prefetched"]
+        assert 0 <= found["data_wait_share"] < 1
+    assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
+
+
 def test_synthetic_clips_have_true_geometry(params: Params):
     clips = synthetic_clips(params, params.fusion.train, 48, CPU)
     assert len(clips) == 32
@@ -106,13 +118,15 @@ def test_synthetic_clips_have_true_geometry(params: Params):
 
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]):
     words = (
-        "bench train --preset tiny --stage canonical --batch 1 --size 48 --references 1 --steps 1 --device cpu --json"
+        "bench train --preset tiny --stage canonical --batch 1 --size 48 --references 1 --steps 1 --device cpu --json "
+        "--clips-on-gpu never"
     )
     with pytest.raises(SystemExit) as ended:
         app(args=words.split())
     assert ended.value.code == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found["stages"]) == ["canonical"]
+    assert found["stages"]["canonical"]["prefetched"]
     assert "paper_schedule_minutes" not in found
 
 

@@ -11,7 +11,7 @@ from models.canonical import RecurrentCanonical, warp_references
 from models.config import CoderNet, Optim
 from models.depth_net import DepthNetwork
 from models.geometry import intrinsics
-from tasks.clip_data import ClipSet, Recolour, step_generator
+from tasks.clip_data import ClipSet, Drawn, Recolour, step_generator
 from tasks.head_bank import HeadBank, make_heads
 from tests.tasks.factory import make_params
 from tests.tasks.rendered import rendered_clip
@@ -55,6 +55,10 @@ def bank(clips: ClipSet, parts: tuple[RecurrentCanonical, DepthNetwork]) -> Head
     return make_heads(clips, optim(), 2, *parts, intrinsics(SIZE, SIZE, 10.0))
 
 
+def drawn_head(index: int, variant: int, flip: bool) -> Drawn:
+    return {"head": torch.tensor([[index, variant]]), "flip": torch.tensor([flip])}
+
+
 @torch.no_grad()
 def test_a_head_of_the_bank_is_what_a_step_would_make(
     clips: ClipSet, parts: tuple[RecurrentCanonical, DepthNetwork], bank: HeadBank
@@ -67,20 +71,20 @@ def test_a_head_of_the_bank_is_what_a_step_would_make(
         K = intrinsics(SIZE, SIZE, 10.0)
         warped, warp = warp_references(heads[None], masks[None], clips.depths(*where)[None], clips.poses(*where), K)
         wanted = canonical(heads[None], warped, warp)
-        found, found_depth = bank.take(torch.tensor([[index, variant]]), torch.tensor([False]), same)
+        found, found_depth = bank.take(drawn_head(index, variant, False), same)
         assert (found.image - wanted.image).abs().max() < 0.01  # stored in 8 bits
         assert (found.mask - wanted.mask).abs().max() < 0.003
         assert (found_depth - depth(wanted.image)).abs().max() < 1e-3  # float16
-        turned, turned_depth = bank.take(torch.tensor([[index, variant]]), torch.tensor([True]), same)
+        turned, turned_depth = bank.take(drawn_head(index, variant, True), same)
         assert torch.equal(turned.image, found.image.flip(-1))
         assert torch.equal(turned_depth, found_depth.flip(-1))
 
 
 def test_colours_change_as_those_of_the_frames_do(bank: HeadBank):
-    head, keep = torch.tensor([[0, 0]]), torch.tensor([False])
-    plain, _ = bank.take(head, keep, Recolour(torch.ones(1, 3), torch.zeros(1)))
+    drawn = drawn_head(0, 0, False)
+    plain, _ = bank.take(drawn, Recolour(torch.ones(1, 3), torch.zeros(1)))
     recolour = Recolour(torch.tensor([[0.9, 1.1, 0.85]]), torch.tensor([0.4]))
-    changed, _ = bank.take(head, keep, recolour)
+    changed, _ = bank.take(drawn, recolour)
     known: Tensor = plain.mask > 0.99
     wanted = recolour(plain.image)
     assert (changed.image - wanted).abs()[known.expand(-1, 3, -1, -1)].max() < 0.02

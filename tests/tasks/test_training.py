@@ -16,7 +16,7 @@ import torch
 from models.config import Optim, Params, Runtime
 from tasks import canonical, fusion, geometry, geometry_loss, parse
 from tasks.checkpoint_folder import is_finished, load_weights
-from tasks.clip_data import Batch, ClipSet, batch_geometry, draw, gather, load_clips, step_generator
+from tasks.clip_data import ClipSet, Drawn, batch_depth, batch_pose, draw, gather, load_clips, step_generator
 from tasks.errors import StageError
 from tasks.optimiser import adam
 from tasks.paths import Paths
@@ -194,14 +194,14 @@ def test_geometry_store_holds_what_the_networks_say(trained: Paths):
     assert np.asarray(array(open_store(trained.geometry), "done")[:]).tolist() == [0, 1, 1, 1, 1, 1, 1]
 
 
-def drawn_batch(clips: ClipSet, config: Optim, step: int) -> Batch:
-    return gather(clips, draw(clips, config, step_generator(config, step)))
+def drawn_at(clips: ClipSet, config: Optim, step: int) -> Drawn:
+    return draw(clips, config, step_generator(config, step))
 
 
 def test_batches_depend_on_seed_and_step_alone(trained: Paths):
     clips = load_clips(trained, "train", CPU, with_geometry=True)
     config = settings().geometry.train
-    one, two, other = (drawn_batch(clips, config, step) for step in (5, 5, 6))
+    one, two, other = (gather(clips, drawn_at(clips, config, step)) for step in (5, 5, 6))
     assert torch.equal(one.images, two.images)
     assert not torch.equal(one.images, other.images)
     assert all(len(set(row.tolist())) == 3 for row in one.frame)  # N references and the driving frame are different
@@ -210,8 +210,9 @@ def test_batches_depend_on_seed_and_step_alone(trained: Paths):
 def test_a_mirrored_sample_has_mirrored_geometry(trained: Paths):
     clips = load_clips(trained, "train", CPU, with_geometry=True)
     config = settings().geometry.train
-    batch = next(b for b in (drawn_batch(clips, config, step) for step in range(20)) if b.flip[0])
-    depth, angles, translation = batch_geometry(clips, batch)
+    drawn = next(d for d in (drawn_at(clips, config, step) for step in range(20)) if d["flip"][0])
+    batch = gather(clips, drawn)
+    depth, (angles, translation) = batch_depth(clips, batch, drawn), batch_pose(clips, batch)
     where = (batch.clip, batch.frame)
     assert clips.depth is not None
     assert clips.angles_deg is not None
@@ -253,6 +254,7 @@ def test_a_loss_that_is_no_number_is_named(tmp_path: Path):
         device="cpu",
         devices=1,
         sync_batch_norm=True,
+        clips_on_gpu="auto",
         cuda_graphs=False,
         compile=False,
         scheduler="local",
