@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,8 +46,12 @@ class Rows(NamedTuple):
         return (*self.which.shape, *self.source.shape[1:])
 
     def into(self, out: Tensor) -> None:
-        """Copy them into a tensor of `shape`."""
-        torch.index_select(self.source, 0, self.which.flatten(), out=out.view(-1, *self.source.shape[1:]))
+        """Copy them into a tensor of `shape`, in this thread alone: torch would wake threads that keep cores from the
+        step beside it (measured on two cores: steps took half as long again)."""
+        # any mode but the default writes into `out` at once; the rows are checked by hand then
+        if self.which.numel() and not 0 <= int(self.which.min()) <= int(self.which.max()) < len(self.source):
+            raise IndexError(f"rows {int(self.which.min())} to {int(self.which.max())} of {len(self.source)}")
+        np.take(self.source.numpy(), self.which.numpy(), axis=0, out=out.numpy(), mode="clip")
 
 
 @dataclass(frozen=True)

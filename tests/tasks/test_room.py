@@ -70,6 +70,9 @@ def test_tensors_in_memory_or_a_file_hold_what_is_put_there(host: int, tmp_path:
     out = torch.empty(part.shape, dtype=torch.uint8)
     part.into(out)
     assert torch.equal(out, values.flatten(0, 1)[part.which])
+    for wrong in (-1, 6):
+        with pytest.raises(IndexError, match=r"rows .* of 6"):
+            Rows(part.source, torch.tensor([[0, 1], [2, wrong]])).into(out)
 
 
 def test_a_stray_file_of_a_killed_run_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
