@@ -35,6 +35,7 @@ class ClipSet:
         depth: `(n, T, H, W)` float16, metres; only once stage 1 is trained.
         angles_deg: `(n, T, 3)`, likewise.
         translation_m: `(n, T, 3)`, likewise.
+        parts: `(n, T, P, 5)` from `tasks.face_parts`; only where stage 3 is held to them.
     """
 
     table: pd.DataFrame
@@ -44,6 +45,7 @@ class ClipSet:
     depth: Tensor | None = None
     angles_deg: Tensor | None = None
     translation_m: Tensor | None = None
+    parts: Tensor | None = None
 
     @cached_property
     def siblings(self) -> list[Tensor]:
