@@ -11,10 +11,41 @@ from torch import Tensor, nn
 from models.config import CoderNet
 
 
+def reflect_pad(x: Tensor, width: int) -> Tensor:
+    """`F.pad(x, [width] * 4, mode="reflect")`.
+
+    Compiled, it is written as joined slices: torch.compile turns the gradient of the library's into atomic additions,
+    which took a tenth of a training step.
+
+    Args:
+        x: `(B, C, H, W)`.
+        width: Of the border, pixels.
+    """
+    if not torch.compiler.is_dynamo_compiling():
+        return F.pad(x, [width] * 4, mode="reflect")
+    for dim in (2, 3):
+        length = x.shape[dim]
+        before, after = x.narrow(dim, 1, width).flip(dim), x.narrow(dim, length - 1 - width, width).flip(dim)
+        x = torch.cat([before, x, after], dim)
+    return x
+
+
+class ReflectConv2d(nn.Conv2d):
+    """Convolution of odd size whose border mirrors the image."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(channels_in, channels_out, kernel, stride)
+        self.border = kernel // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, channels_in, H, W)` to `(B, channels_out, H / stride, W / stride)`."""
+        return F.conv2d(reflect_pad(x, self.border), self.weight, self.bias, self.stride)
+
+
 def conv_block(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """Convolution, batch norm (as in Johnson et al.; instance norm would take the head's colour away), ReLU."""
     return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, padding_mode="reflect"),
+        ReflectConv2d(channels_in, channels_out, kernel, stride),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(),
     )
@@ -27,7 +58,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             conv_block(channels, channels, 3),
-            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
+            ReflectConv2d(channels, channels, 3),
             nn.BatchNorm2d(channels),
         )
 
@@ -72,7 +103,7 @@ class ImageDecoder(nn.Module):
         w = config.width
         self.residual = nn.Sequential(*(ResidualBlock(4 * w) for _ in range(config.residual_blocks)))
         self.ups = nn.ModuleList([conv_block(4 * w, 2 * w, 3), conv_block(2 * w, w, 3)])
-        self.out = nn.Conv2d(w, 3, 7, padding=3, padding_mode="reflect")
+        self.out = ReflectConv2d(w, 3, 7)
         # Both stages add the logits to an image that is known: training starts from that image as it is.
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]

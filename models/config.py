@@ -209,7 +209,8 @@ class Geometry(Section):
     bootstrap_steps: NonNegative  # on them alone, before the steps of Eq. 4
     bin_weight: NonNegativeFloat  # cross-entropy of F_P's bins beside the distance to a known pose
     rendered_people: NonNegative  # drawn when the stage starts, 40 poses each
-    rendered_batch: NonNegative  # of their images in a batch
+    rendered_batch: NonNegative  # of their images in a batch of the start
+    rendered_beside: NonNegative  # of their images beside a batch of Eq. 4
     ellipsoid_share: NonNegativeFloat  # weight of the ellipsoid in real masks beside rendered depth
     lr_bootstrap: PositiveFloat
     lambda_pose_prior: NonNegativeFloat  # known poses beside Eq. 4: they hold the rotation's amplitude
@@ -258,6 +259,7 @@ class Fusion(Section):
     flow_net: FlowNet
     perceptual: Perceptual
     face_weight: NonNegativeFloat  # L1 about eyes and mouth, beside L_rec, which hardly sees them
+    parts_weight: NonNegativeFloat  # Phi's first eight regions are held to eyes, brows, nose and lips as parsed
     equivariance_weight: NonNegativeFloat
     heads_per_clip: NonNegative  # canonical heads made beforehand, each of other references; 0: made in every step
     train: Optim

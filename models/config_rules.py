@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from models.config import Generate, Params
 
 
+FACE_PARTS = 8
+"""So many of Phi's regions `fusion.parts_weight` holds to parts of the face (tasks/face_parts.py)."""
+_RENDERED = ("people", "batch", "beside")
 _STAGES = ("geometry", "canonical", "fusion")
 
 
@@ -40,8 +43,11 @@ def broken_rules(params: Params) -> Iterator[str]:
     ):
         if getattr(start, net).initial != "random" and name != one:
             yield f"geometry.{net}.initial must be random: there are public weights for {one} only, not for {name}"
-    if start.bootstrap != "landmarks" and not (start.rendered_people and start.rendered_batch):
-        yield f"geometry.bootstrap {start.bootstrap} needs geometry.rendered_people and rendered_batch above 0"
+    if start.bootstrap != "landmarks" and not all(getattr(start, f"rendered_{name}") for name in _RENDERED):
+        names = ", ".join(f"rendered_{name}" for name in _RENDERED)
+        yield f"geometry.bootstrap {start.bootstrap} needs geometry.{names} above 0"
+    if params.fusion.parts_weight and params.fusion.flow_net.regions < FACE_PARTS:
+        yield f"fusion.parts_weight above 0 needs fusion.flow_net.regions of at least {FACE_PARTS}"
     yield from _methods(params)
     yield from _devices(params)
 
@@ -53,7 +59,7 @@ def _devices(params: Params) -> Iterator[str]:
         yield f"runtime.device = {params.runtime.device} is one GPU and runtime.devices = {count}: set device to auto"
     rows = {f"{name}.train.batch_videos": getattr(params, name).train.batch_videos for name in _STAGES}
     if params.geometry.bootstrap != "landmarks":
-        rows["geometry.rendered_batch"] = params.geometry.rendered_batch
+        rows |= {f"geometry.rendered_{name}": getattr(params.geometry, f"rendered_{name}") for name in _RENDERED[1:]}
     for name, size in rows.items():
         if size % count:
             yield f"{name} = {size} cannot be shared evenly by runtime.devices = {count}"

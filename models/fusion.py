@@ -23,6 +23,7 @@ class Fused(NamedTuple):
         image: s_hat_dri, `(B, 3, H, W)`, in [0, 1].
         maps: Flows and attention that made it.
         regions: Of s_dri.
+        regions_reference: Of s_ref.
         regions_moved: Of `moved`, if that was given.
         mixture: The two warped images by the attention, before the decoder's correction, as `image`.
     """
@@ -30,6 +31,7 @@ class Fused(NamedTuple):
     image: Tensor
     maps: FusionMaps
     regions: Regions
+    regions_reference: Regions
     regions_moved: Regions | None
     mixture: Tensor
 
@@ -146,7 +148,7 @@ class FusionNetwork(nn.Module):
             maps = attend_without_head(maps)
             of_head = of_reference = tuple(self.encoder(reference))
         image, mixture, maps = self.compose(head, reference, maps, of_head, of_reference)
-        return Fused(image, maps, regions[2], regions[3] if moved is not None else None, mixture)
+        return Fused(image, maps, regions[2], regions[1], regions[3] if moved is not None else None, mixture)
 
     def look(self, reference: Tensor) -> ReferenceLook:
         """What `fuse` needs of s_ref.
@@ -183,7 +185,7 @@ class FusionNetwork(nn.Module):
         if not self.with_head:
             maps = attend_without_head(maps)
         image, mixture, maps = self.compose(head, reference.image, maps, features, reference.features)
-        return Fused(image, maps, of_driving, None, mixture)
+        return Fused(image, maps, of_driving, reference.regions, None, mixture)
 
     def compose(
         self,

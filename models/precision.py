@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,6 +21,19 @@ def mixed(device: torch.device, precision: str) -> torch.autocast:
         precision: `float32` or `bfloat16`.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def store_short(network: nn.Module, precision: str) -> None:
+    """Keep the weights of a frozen network's convolutions as `mixed` would round them, in every step anew.
+
+    Args:
+        network: Frozen; changed in place. It then runs inside `mixed` only.
+        precision: `float32` (nothing changes) or `bfloat16`.
+    """
+    if precision == "bfloat16":
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(torch.bfloat16)
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:

@@ -28,6 +28,7 @@ from tasks.clip_data import ClipSet
 from tasks.device import choose_device
 from tasks.device_peak import measured_peak, wait
 from tasks.devices import on_devices
+from tasks.face_parts import PARTS
 from tasks.fusion import build_networks as build_fusion
 from tasks.fusion import fusion_job
 from tasks.geometry import build_networks as build_geometry
@@ -148,7 +149,7 @@ def measure_stage(
     bootstrap: dict[str, Any] = {}
     if start:
         # `start` may be a few steps only, and all of them are alike
-        again = Stepper(_always_first(job), runtime.cuda_graphs, averaged)
+        again = Stepper(_always_first(job), runtime.cuda_graphs, averaged, fuse=runtime.compile)
         bootstrap = {"bootstrap_ms_per_step": _timed(again, 0, bench.steps, begin)["ms_per_step"]}
         again.close()
     stepper.close()
@@ -219,6 +220,7 @@ def synthetic_clips(params: Params, config: Optim, size_px: int, device: torch.d
         space.tensors["depth"],
         cut(heads.angles_deg).to(device),
         cut(heads.translation_m).to(device),
+        parts=torch.tensor([0.0, 0.0, 0.01, 0.0, 0.01], device=device).expand(CLIPS, frames, len(PARTS), 5),
         streamed=space.streamed,
         room=room,
     )

@@ -37,6 +37,7 @@ class ClipSet:
         depth: `(n, T, H, W)` float16, metres; only once stage 1 is trained.
         angles_deg: `(n, T, 3)`, likewise; on the device.
         translation_m: `(n, T, 3)`, likewise; on the device.
+        parts: `(n, T, P, 5)` from `tasks.face_parts`; only where stage 3 is held to them; on the device.
         streamed: Frames, heads and depth lie in the host's memory, or in a file; what a step needs of them is brought.
         room: Where other large tensors of the same training go; None: on the device.
     """
@@ -48,6 +49,7 @@ class ClipSet:
     depth: Tensor | None = None
     angles_deg: Tensor | None = None
     translation_m: Tensor | None = None
+    parts: Tensor | None = None
     streamed: bool = False
     room: Room | None = None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from torch import nn
 from tasks.errors import StageError
 
 Network = TypeVar("Network", bound=nn.Module)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def choose_device(name: str) -> torch.device:
@@ -40,14 +43,20 @@ def placed(network: Network, device: torch.device) -> Network:
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def compile_networks(networks: Iterable[nn.Module]) -> None:
-    """Let torch.compile fuse the small kernels of networks on a GPU; on a CPU nothing happens. What cannot be compiled
-    runs as it is, with a warning.
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose small kernels torch.compile fuses; what cannot be compiled runs as it is, with a warning.
+
+    The whole of a stage's losses is compiled, not its networks one by one: a third of the kernels lies between them.
 
     Args:
-        networks: Changed in place; their weights keep their names.
+        function: Of tensors on a GPU.
     """
-    torch._dynamo.config.suppress_errors = True
-    for network in networks:
-        if any(value.is_cuda for value in network.parameters()):
-            network.compile(dynamic=False)
+    fused = torch.compile(function, dynamic=False)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        # The phases of a stage and whatever else is compiled beside it: each shape is a version of its own.
+        with torch._dynamo.config.patch(suppress_errors=True, recompile_limit=64):
+            return fused(*args, **kwargs)
+
+    return call

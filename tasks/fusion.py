@@ -14,13 +14,13 @@ from torch import Tensor
 from models.canonical import HeadLayer, RecurrentCanonical, render_layer
 from models.config import Fusion, Params
 from models.depth_net import DepthNetwork
-from models.fusion import FusionNetwork
+from models.fusion import Fused, FusionNetwork
 from models.geometry import intrinsics
-from models.losses import RandomTransform, equivariance, near_features
+from models.losses import RandomTransform, equivariance, near_features, part_distance
 from models.parser import load_parser
 from models.perceptual import PerceptualLoss
 from models.pose_net import HeadPose
-from models.precision import mixed
+from models.precision import mixed, store_short
 from models.pretrained import load_registered
 from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import load_depth_network, warped_batch
@@ -28,6 +28,7 @@ from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import ClipSet, Drawn, batch_pose, draw, gather, left_out, load_clips, step_generator
 from tasks.device import choose_device, placed
 from tasks.devices import on_devices
+from tasks.face_parts import mirrored_parts, read_parts
 from tasks.fusion_look import look_at_fusion
 from tasks.head_bank import HeadBank, make_heads
 from tasks.optimiser import adam
@@ -59,6 +60,7 @@ class FusionLoss:
         weights = load_registered("vgg19") if config.perceptual.backbone == "vgg19" else None
         parser = load_parser(EMBEDDED_FILE) if config.perceptual.backbone == "head_parser" else None
         self.perceptual = placed(PerceptualLoss(config.perceptual, weights, parser), device)
+        store_short(self.perceptual, config.train.precision)
         if config.heads_per_clip and fusion.with_head:
             self.bank = make_heads(clips, config.train, config.heads_per_clip, canonical, depth, self.K)
 
@@ -122,7 +124,17 @@ class FusionLoss:
         seen = fused.image if self.config.face_weight else fused.image.detach()
         face = self._face(seen, driving, drawn)
         total = frame + self.config.equivariance_weight * equal + self.config.face_weight * face
-        return {"frame": frame, "equivariance": equal, "face": face, "l1": l1, "copy_l1": copy, "total": total}
+        losses = {"frame": frame, "equivariance": equal, "face": face}
+        if self.config.parts_weight:
+            losses["parts"] = self._parts(fused, drawn)
+            total = total + self.config.parts_weight * losses["parts"]
+        return {**losses, "l1": l1, "copy_l1": copy, "total": total}
+
+    def _parts(self, fused: Fused, drawn: Drawn) -> Tensor:
+        """Distance of the first regions of s_ref and s_dri from the parts of the face."""
+        assert self.clips.parts is not None
+        parts = mirrored_parts(self.clips.parts[drawn["clip"], drawn["frame"]], drawn["flip"])
+        return (part_distance(fused.regions_reference, parts[:, 0]) + part_distance(fused.regions, parts[:, -1])) / 2
 
     def _face(self, image: Tensor, driving: Tensor, drawn: Drawn) -> Tensor:
         """L1 about eyes and mouth of s_dri."""
@@ -188,6 +200,8 @@ def train_fusion(
     networks = build_networks(config, device, with_head)
     depth = load_depth_network(params, paths, device)
     clips = load_clips(paths, "train", device, True, params.quality, params.runtime.clips_on_gpu)
+    if config.parts_weight:
+        clips.parts = read_parts(paths, clips.table["row"].to_numpy(), device)
     settings = {
         "fusion": config.model_dump(),
         "size_px": clips.size_px,

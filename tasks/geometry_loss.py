@@ -85,9 +85,10 @@ class GeometryLoss:
         drawn = draw(self.clips, config.train, generator)
         drawn["move"] = InPlane.draw(config.train.batch_videos * (config.train.references + 1), generator)
         if self.rendered is not None:
-            drawn["rendered"] = torch.randint(len(self.rendered), (config.rendered_batch,), generator=generator)
-            drawn["rendered_move"] = InPlane.draw(config.rendered_batch, generator)
-            drawn["rendered_flip"] = torch.rand(config.rendered_batch, generator=generator) < 0.5
+            count = config.rendered_batch if self.phase(step) == "bootstrap" else config.rendered_beside
+            drawn["rendered"] = torch.randint(len(self.rendered), (count,), generator=generator)
+            drawn["rendered_move"] = InPlane.draw(count, generator)
+            drawn["rendered_flip"] = torch.rand(count, generator=generator) < 0.5
         return drawn
 
     def __call__(self, phase: str, drawn: Drawn) -> dict[str, Tensor]:

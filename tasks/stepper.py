@@ -6,10 +6,10 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tasks.batches import batches_of
-from tasks.device import compile_networks
+from tasks.device import compiled
 from tasks.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -53,11 +53,9 @@ class Stepper:
             record: Whether to record steps where that is possible.
             averaged: The running average, changed in place; empty: there is none.
             ranks: The processes that train together.
-            fuse: Whether to compile the networks, where that is possible.
+            fuse: Whether to compile the losses, on a GPU.
         """
-        if fuse:  # what the losses look through as well: frozen networks and the perceptual features
-            beside = [value for value in vars(job.losses).values() if isinstance(value, nn.Module)]
-            compile_networks({id(network): network for network in [*job.modules.values(), *beside]}.values())
+        self._losses = compiled(job.losses.__call__) if fuse and job.device.type == "cuda" else job.losses.__call__
         self.job, self.names, self.waited_s = job, [""], 0.0
         self.ranks = ranks or Ranks.here()
         self.batches = batches_of(job, self.ranks)
@@ -108,7 +106,7 @@ class Stepper:
 
     def _compute(self) -> Tensor:
         self.job.optimiser.zero_grad(set_to_none=True)
-        losses = self.job.losses(self._phase, self._drawn)
+        losses = self._losses(self._phase, self._drawn)
         losses["total"].backward()
         if self.ranks.count > 1:
             groups = self.job.optimiser.param_groups

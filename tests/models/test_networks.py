@@ -1,13 +1,15 @@
 """The networks: shapes, bounds, and what each is there for."""
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models.canonical import CanonicalHead, HeadLayer, mean_canonical, render_head
-from models.coder import ConvLSTM, ImageDecoder, ImageEncoder
+from models.coder import ConvLSTM, ImageDecoder, ImageEncoder, reflect_pad
 from models.config import Camera, CoderNet, DepthNet, FlowNet, Perceptual, PoseNet
 from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork, attend_where_seen
@@ -193,3 +195,20 @@ def test_perceptual_loss_is_zero_for_equals_and_seeded():
     assert one(a, b).item() == two(a, b).item() > 0
     with pytest.raises(ValueError, match="vgg19_random"):
         PerceptualLoss(config.model_copy(update={"backbone": "vgg19"}))
+
+
+def test_compiled_the_mirrored_border_is_made_of_slices_and_the_same():
+    graphs: list[str] = []
+
+    def see(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph.code)
+        return graph.forward
+
+    x = torch.randn(2, 3, 9, 7, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 3, 13, 11, dtype=torch.float64)
+    expected = F.pad(x, [2] * 4, mode="reflect")
+    found = torch.compile(reflect_pad, backend=see, dynamic=False)(x, 2)
+    assert torch.equal(found, expected)
+    assert "pad(" not in graphs[0]
+    slopes = [torch.autograd.grad((padded * weight).sum(), x)[0] for padded in (found, expected)]
+    torch.testing.assert_close(*slopes)

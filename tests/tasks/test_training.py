@@ -18,6 +18,7 @@ from tasks import canonical, fusion, geometry, geometry_loss, parse
 from tasks.checkpoint_folder import is_finished, load_weights
 from tasks.clip_data import ClipSet, Drawn, batch_depth, batch_pose, draw, gather, load_clips, step_generator
 from tasks.errors import StageError
+from tasks.face_parts import part_moments, read_parts
 from tasks.optimiser import adam
 from tasks.paths import Paths
 from tasks.stores import array, open_store
@@ -119,6 +120,28 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert calls > 3
     assert weights(trained, stage) == whole
     assert (trained.metrics / f"{stage}_loss.csv").read_text() == curve
+
+
+def test_the_fusion_is_held_to_the_parts_of_the_stored_labels(trained: Paths):
+    whole = weights(trained, "fusion")
+    params = settings()
+    net = params.fusion.flow_net.model_copy(update={"regions": 8})
+    held = params.fusion.model_copy(update={"parts_weight": 1.0, "flow_net": net})
+    folder, curve = trained.checkpoint("fusion"), trained.metrics / "fusion_loss.csv"
+    kept = {path: path.read_bytes() for path in [*folder.iterdir(), curve] if path.is_file()}
+    labels = array(open_store(trained.masks), "labels")
+    rows = np.array([3, 0])
+    parts = read_parts(trained, rows, torch.device("cpu"))
+    for place, row in enumerate(rows):
+        expected = part_moments(torch.from_numpy(np.asarray(labels[int(row)])))
+        torch.testing.assert_close(parts[place], expected, equal_nan=True)
+    fusion.run(params.model_copy(update={"fusion": held}), trained, "held")
+    losses = pd.read_csv(curve)
+    assert weights(trained, "fusion") != whole
+    assert (losses["total"] >= losses["frame"] + losses["parts"] - 1e-3).all()
+    assert losses["parts"].iloc[0] > 0
+    for path, content in kept.items():
+        path.write_bytes(content)
 
 
 def with_steps(count: int) -> Params:
