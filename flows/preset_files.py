@@ -14,6 +14,7 @@ import yaml
 from ruamel.yaml import YAML
 
 from models.config import ConfigError, load_params
+from tasks.disk import whole_file
 
 _FOLDER = resources.files("flows") / "presets"
 
@@ -142,13 +143,10 @@ def write_preset(name: str, target: Path, settings: Mapping[str, Any] | None = N
             before = yaml.safe_load(target.read_text(encoding="utf-8"))
         except yaml.YAMLError:
             before = {}
-    draft = target.with_name(f".{target.name}.new")
-    draft.write_text(text, encoding="utf-8")
-    try:
-        load_params(draft)
-        draft.replace(target)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace(str(draft), f"preset {name}")) from None
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole_file(target) as draft:
+        draft.write_text(text, encoding="utf-8")
+        try:
+            load_params(draft)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(str(draft), f"preset {name}")) from None
     return changes(before if isinstance(before, dict) else {}, yaml.safe_load(text))

@@ -20,7 +20,7 @@ import numpy as np
 
 from models.config import Acquire, Params
 from tasks.demo import demo_jobs, render_set
-from tasks.disk import storage_errors
+from tasks.disk import storage_errors, whole_file
 from tasks.errors import StageError
 from tasks.faceforensics import faceforensics_source
 from tasks.paths import Paths
@@ -286,12 +286,10 @@ def _stored_path(path: Path, paths: Paths) -> str:
 
 
 def _write_manifest(path: Path, rows: Sequence[tuple[str, ...]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(rows)
-    partial.replace(path)
 
 
 def _read_note(path: Path) -> dict[str, Any]:

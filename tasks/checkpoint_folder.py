@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tasks.disk import whole_file
 from tasks.errors import StageError
 
 WEIGHTS, SETTINGS, CURVE, MARK = "model.safetensors", "config.json", "loss.csv", "stage.json"
@@ -18,7 +19,8 @@ WEIGHTS, SETTINGS, CURVE, MARK = "model.safetensors", "config.json", "loss.csv",
 
 def mark(folder: Path, fingerprint: str, complete: bool) -> None:
     """Write down which run the folder belongs to, and whether it has come to its end."""
-    (folder / MARK).write_text(json.dumps({"fingerprint": fingerprint, "complete": complete}) + "\n")
+    with whole_file(folder / MARK) as partial:  # half of it would pass for another run's, whose steps are thrown away
+        partial.write_text(json.dumps({"fingerprint": fingerprint, "complete": complete}) + "\n")
 
 
 def read_fingerprint(folder: Path) -> str | None:
@@ -39,11 +41,11 @@ def is_finished(folder: Path, fingerprint: str) -> bool:
 
 
 def save_weights(folder: Path, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-    """Write the weights (whole or not at all) and the settings that explain them."""
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, partial)
-    partial.replace(folder / WEIGHTS)
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    """Write the weights and the settings that explain them, each whole or not at all."""
+    with whole_file(folder / WEIGHTS) as partial:
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, partial)
+    with whole_file(folder / SETTINGS) as partial:
+        partial.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def weights_of(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.disk import whole_file
 from tasks.errors import StageError
 
 SCHEMA = pa.schema(
@@ -58,12 +58,8 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         rows: Dicts with exactly the columns of `SCHEMA`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_table(path: Path) -> pd.DataFrame:

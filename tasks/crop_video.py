@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from models.config import Crop
 from tasks.clip_table import NOTHING
 from tasks.crop_plan import Plan, Refused, plan_clips
+from tasks.disk import save_arrays
 from tasks.faces import face_size, sudden
 from tasks.footage import Footage
 from tasks.video import VideoError, VideoInfo, probe
@@ -84,7 +84,7 @@ def crop_video(job: CropJob) -> list[dict[str, Any]]:
     size_px = job.crop.size_px
     boxes = [plan.square.to_crop(plan.track.boxes[piece].reshape(-1, 2, 2), size_px).reshape(-1, 4) for piece in pieces]
     landmarks = [plan.square.to_crop(plan.track.landmarks[piece], size_px) for piece in pieces]
-    _save(job.spool, frames=np.stack(cut.frames), landmarks=np.stack(landmarks), face_box=np.stack(boxes))
+    save_arrays(job.spool, frames=np.stack(cut.frames), landmarks=np.stack(landmarks), face_box=np.stack(boxes))
     edges = dict(zip(("box_x0", "box_y0", "box_x1", "box_y1"), plan.square.box.tolist(), strict=True))
     return [
         {
@@ -252,10 +252,3 @@ def _box(text: str, info: VideoInfo) -> np.ndarray | None:
     if not text:
         return None
     return np.array([float(value) for value in text.split()]) * np.array([info.width, info.height] * 2)
-
-
-def _save(path: Path, **arrays: np.ndarray) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)

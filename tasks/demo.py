@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from models.config import Acquire, Demo, Runtime
 from tasks.demo_motion import Tracks, make_tracks
 from tasks.demo_person import generator, make_person
 from tasks.demo_render import HeadRenderer
+from tasks.disk import whole_file
 from tasks.errors import StageError
 from tasks.video import write_video
 from tasks.workers import Outcome, run_jobs
@@ -109,22 +109,17 @@ def write_truth(path: Path, rendered: Rendered) -> None:
         rendered: The video.
     """
     tracks = rendered.tracks
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                depth=rendered.depth,
-                head=(rendered.depth > 0).astype(np.uint8),
-                yaw_deg=tracks.yaw_deg.astype(np.float32),
-                pitch_deg=tracks.pitch_deg.astype(np.float32),
-                roll_deg=tracks.roll_deg.astype(np.float32),
-                translation_m=tracks.translation_m.astype(np.float32),
-                landmarks=rendered.landmarks,
-            )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path, shared=True) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            depth=rendered.depth,
+            head=(rendered.depth > 0).astype(np.uint8),
+            yaw_deg=tracks.yaw_deg.astype(np.float32),
+            pitch_deg=tracks.pitch_deg.astype(np.float32),
+            roll_deg=tracks.roll_deg.astype(np.float32),
+            translation_m=tracks.translation_m.astype(np.float32),
+            landmarks=rendered.landmarks,
+        )
 
 
 def render_video(job: DemoJob) -> None:

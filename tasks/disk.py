@@ -118,20 +118,39 @@ def _full_text(folder: Path, about_bytes: int, number: int = errno.ENOSPC) -> st
     )
 
 
-def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write an .npz that appears under its name only when it is complete.
+@contextlib.contextmanager
+def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Write a file that appears under its name only when it is complete; until then, the older one stays.
+
+    An error inside leaves nothing else behind. What kill -9 leaves ends in `.partial`, which fingerprints pass over;
+    where one process writes at a time, the next one writes over it.
 
     Args:
-        path: The file; what a killed writer leaves beside it ends in `.partial`.
+        path: The file; its folder is there.
+        shared: Processes may write it at the same time (workers, two commands on one folder): each does so under a
+            name of its own, and the last one to finish wins.
+
+    Yields:
+        Where to write, in the same folder.
+    """
+    own = f".{socket.gethostname()}-{os.getpid()}" if shared else ""
+    partial = path.with_name(f".{path.name.removeprefix('.')}{own}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write an .npz that appears under its name only when it is complete, from any number of processes.
+
+    Args:
+        path: The file.
         arrays: Name -> array.
     """
     import numpy as np
 
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole_file(path, shared=True) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

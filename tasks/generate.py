@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from zarr.codecs import ZstdCodec
 from models.config import Generate, Params, Runtime
 from models.engine import Engine
 from models.head3d import Head3D, Subject
-from tasks.checkpoint_folder import read_fingerprint
+from tasks.checkpoint_folder import mark, read_fingerprint
 from tasks.clip_data import ClipSet, load_clips, usable_clips
 from tasks.device import choose_device
+from tasks.disk import whole_file
 from tasks.errors import StageError
 from tasks.external import check_folders, take_in
 from tasks.frames import to_uint8
@@ -168,7 +168,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     clips = load_clips(paths, None, device, with_geometry=False, on_gpu=params.runtime.clips_on_gpu)
     shape = (clips.frames.shape[1], clips.size_px, clips.size_px, 3)
     group = _frame_arrays(folder, pairs, config.methods, shape)
-    (folder / "stage.json").write_text(json.dumps({"fingerprint": fingerprint, "complete": False}) + "\n")
+    mark(folder, fingerprint, complete=False)
     own = [method for method in config.methods if METHODS[method].role != "external"]
     jobs = [
         (method, pair)
@@ -205,7 +205,7 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     pairs.to_csv(folder / "pairs.csv", index=False)
     fps = {str(clip): float(value) for clip, value in zip(clips.table["clip"], clips.table["fps"], strict=True)}
     outside = take_in(config.external, pairs, folder, group, fps)
-    (folder / "stage.json").write_text(json.dumps({"fingerprint": fingerprint, "complete": True}) + "\n")
+    mark(folder, fingerprint, complete=True)
     counts = pairs["setting"].value_counts()
     return {
         "device": str(device),
@@ -224,6 +224,5 @@ def write_png(path: Path, image: np.ndarray) -> None:
     code = cv2.COLOR_RGBA2BGRA if image.shape[2] == 4 else cv2.COLOR_RGB2BGR
     ok, data = cv2.imencode(".png", cv2.cvtColor(image, code))
     assert ok
-    partial = path.with_suffix(".png.partial")
-    partial.write_bytes(data.tobytes())
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(data.tobytes())

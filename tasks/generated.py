@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from tasks.disk import whole_file
 from tasks.errors import StageError
 from tasks.paths import Paths
 
@@ -83,9 +84,8 @@ class Seconds:
         """Write the table, atomically."""
         rows = [(method, pair, seconds) for (method, pair), seconds in sorted(self.rows.items())]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        pd.DataFrame(rows, columns=list(SECONDS_COLUMNS)).to_csv(partial, index=False, float_format="%.6g")
-        partial.replace(self.path)
+        with whole_file(self.path) as partial:
+            pd.DataFrame(rows, columns=list(SECONDS_COLUMNS)).to_csv(partial, index=False, float_format="%.6g")
 
     def add(self, method: str, pair: str, seconds_per_frame: float) -> None:
         """Note a video."""

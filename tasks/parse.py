@@ -27,7 +27,7 @@ import zarr
 from models.config import Params, Parse, Runtime
 from tasks.clip_table import ok_clips, read_table
 from tasks.device import choose_device
-from tasks.disk import check_room, check_writable, storage_errors
+from tasks.disk import check_room, check_writable, storage_errors, whole_file
 from tasks.errors import StageError
 from tasks.labels import NAMES, head_mask
 from tasks.parse_clip import ParseJob, parse_clip
@@ -277,9 +277,8 @@ class _Run:
         table = pd.DataFrame(rows)
         others = sorted(set(table.columns) - {*OWN_COLUMNS, "digest"})
         table = table[[*OWN_COLUMNS, *others, "digest"]]
-        partial = self._paths.mask_table.with_name(f"{self._paths.mask_table.name}.partial")
-        table.to_parquet(partial, index=False)
-        partial.replace(self._paths.mask_table)
+        with whole_file(self._paths.mask_table) as partial:
+            table.to_parquet(partial, index=False)
         return table
 
 

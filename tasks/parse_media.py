@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from models.config import Crop, Parse
 from tasks.crop_plan import Square
+from tasks.disk import whole_file
 from tasks.face_search import View, Watch
 from tasks.head_window import (
     Window,
@@ -160,7 +160,8 @@ class MediaParser:
             tick(index + 1, len(boxes))
         faces = sum(window.stop - window.start for window in windows if window.face)
         facts = {"source": source.name, "frames": len(boxes), "faces": faces, "fps": info.fps, **self._facts}
-        _write(folder / MARKER, lambda path: path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8"))
+        with whole_file(folder / MARKER, shared=True) as partial:
+            partial.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return Parsed(len(boxes), faces, kept)
 
     def _side(self, square: Square, boxes: np.ndarray) -> int:
@@ -265,13 +266,5 @@ def _save(image: np.ndarray, path: Path) -> None:
     """Write a PNG or JPEG by the name's ending; `(H, W)` becomes mode L."""
     options = {"quality": 90} if path.suffix == ".jpg" else {"compress_level": 4}
     kind = "JPEG" if path.suffix == ".jpg" else "PNG"
-    _write(path, lambda partial: Image.fromarray(image).save(partial, kind, **options))
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path, shared=True) as partial:
+        Image.fromarray(image).save(partial, kind, **options)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tasks.disk import whole_file
 from tasks.errors import StageError
 from tasks.image_read import IMAGE_SUFFIXES, ImageError
 from tasks.parse_media import MediaParser, Parsed, Tick
@@ -164,9 +165,7 @@ def _bar(label: str, unit: str) -> Iterator[Tick]:
 
 
 def _write_table(path: Path, rows: list[dict[str, object]]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(path)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.disk import whole_file
+
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".webm", ".gif", ".m4v")
 _MAX_ID_LENGTH = 60
 
@@ -115,13 +117,8 @@ def checksum(path: Path) -> tuple[str, int]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that appears only when it is complete."""
-    partial = path.with_name(f".{path.name.removeprefix('.')}.partial")
-    try:
+    with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def is_text(name: str) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from tasks.disk import whole_file
 from tasks.progress import progress
 from tasks.stores import ArraySpec, array, attribute, digest_of, write_rows
 
@@ -238,6 +239,5 @@ def _item(content: dict[str, Any]) -> Item:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content), encoding="utf-8")

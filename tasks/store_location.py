@@ -21,6 +21,7 @@ from typing import Any
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
+from tasks.disk import whole_file
 from tasks.errors import StageError
 
 POINTER = "location.json"
@@ -59,9 +60,8 @@ def read_location(path: Path) -> Location | None:
 def write_location(path: Path, location: Location) -> None:
     """Write `location.json`, in one step."""
     path.mkdir(parents=True, exist_ok=True)
-    partial = path / f".{POINTER}.{uuid.uuid4().hex}.partial"
-    partial.write_text(json.dumps(asdict(location), indent=2) + "\n", encoding="utf-8")
-    partial.replace(path / POINTER)
+    with whole_file(path / POINTER, shared=True) as partial:
+        partial.write_text(json.dumps(asdict(location), indent=2) + "\n", encoding="utf-8")
 
 
 def new_url(stores: str, path: Path, fingerprint: str) -> str:

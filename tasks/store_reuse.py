@@ -7,10 +7,10 @@ copies from it what it would make again just the same, and deletes it when it is
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
+from tasks.disk import whole_file
 from tasks.store_location import remove_store
 from tasks.stores import attributes
 
@@ -31,7 +31,7 @@ def make_room(path: Path, table: Path, fingerprint: str, made_by: str) -> None:
         fingerprint: Of the run that begins.
         made_by: Its settings and code.
     """
-    for stray in table.parent.glob(f".{table.name}.*.partial"):  # kill -9 while a table was written
+    for stray in table.parent.glob(f".{table.name}*.partial"):  # kill -9 while a table was written
         stray.unlink()
     found, old = attributes(path), attributes(older(path))
     if found.get("fingerprint") != fingerprint:
@@ -51,6 +51,5 @@ def make_room(path: Path, table: Path, fingerprint: str, made_by: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
+    with whole_file(target) as partial:
+        shutil.copyfile(source, partial)

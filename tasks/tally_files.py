@@ -7,11 +7,11 @@ import dataclasses
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.disk import whole_file
 from tasks.methods import OURS, method_name
 from tasks.paper_tables import TABLE2
 from tasks.tally import Table2
@@ -59,9 +59,8 @@ def write_tally(table: Table2, folder: Path) -> list[Path]:
         "table2.svg": plot(table, "svg"),
     }
     for name, content in contents.items():
-        partial = folder / f".{name}.{os.getpid()}.partial"
-        partial.write_bytes(content)
-        partial.replace(folder / name)
+        with whole_file(folder / name, shared=True) as partial:
+            partial.write_bytes(content)
     return [folder / name for name in contents]
 
 

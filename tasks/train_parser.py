@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from models.parser import CLASSES, HeadParser, load_parser
 from tasks import labels
+from tasks.disk import whole_file
 from tasks.errors import StageError
 from tasks.parser_data import UNKNOWN, Augment, LabelledImages, read_labelled, repair_sides
 from tasks.parser_score import score
@@ -99,9 +99,8 @@ def save_weights(network: HeadParser, path: Path) -> None:
 
     fused = copy.deepcopy(network).cpu().fuse()
     weights = {name: value.half().contiguous() for name, value in fused.state_dict().items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(weights, str(partial))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        save_file(weights, str(partial))
 
 
 def parsing_loss(logits: Tensor, class_ids: Tensor) -> Tensor:
@@ -217,9 +216,8 @@ class _Run:
 
     def _save(self) -> None:
         self._resume.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._resume.with_suffix(f".{os.getpid()}.partial")
-        torch.save(self._state(), partial)
-        partial.replace(self._resume)
+        with whole_file(self._resume) as partial:
+            torch.save(self._state(), partial)
 
     def _load(self) -> None:
         state = torch.load(self._resume, map_location=self._device, weights_only=True)

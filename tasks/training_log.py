@@ -15,6 +15,7 @@ import torch
 
 from tasks.checkpoint_folder import CURVE
 from tasks.collapse import FROM_SHARE, LOOKS, dangers
+from tasks.disk import whole_file
 from tasks.progress import progress
 from tasks.stepper import Weights, trained_values
 
@@ -127,9 +128,8 @@ class TrainingLog:
     def _write_curve(self) -> None:
         import pandas as pd
 
-        partial = self.folder / f"{CURVE}.partial"
-        pd.DataFrame(self.job.history).to_csv(partial, index=False)
-        partial.replace(self.folder / CURVE)
+        with whole_file(self.folder / CURVE) as partial:
+            pd.DataFrame(self.job.history).to_csv(partial, index=False)
 
     def _add_live(self, row: dict[str, float]) -> None:
         if self._live is not None:

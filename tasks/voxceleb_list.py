@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from tasks.disk import whole_file
 from tasks.errors import StageError
 from tasks.source_files import project_path, write_text
 
@@ -267,9 +268,8 @@ def _fetched(url: str, folder: Path) -> bytes:
     content = _get(url)
     parse_metadata(content, url)  # a page of HTML is not kept
     folder.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_name(".metadata.csv.partial")
-    partial.write_bytes(content)
-    partial.replace(kept)
+    with whole_file(kept) as partial:
+        partial.write_bytes(content)
     write_text(note, json.dumps({"url": url, "sha256": hashlib.sha256(content).hexdigest()}) + "\n")
     return content
 

@@ -6,7 +6,9 @@ import errno
 import os
 import resource
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from tasks import crop, disk, parse
-from tasks.disk import check_room, check_writable, size_text, storage_errors
+from tasks.disk import check_room, check_writable, size_text, storage_errors, whole_file
 from tasks.errors import StageError
 from tasks.workers import Outcome
 from tests.tasks.light import light_params, light_project, make_light, snapshot
@@ -163,6 +165,58 @@ def test_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_errors_pass(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), storage_errors(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "none", "x")
+
+
+def fail_after_half(file: Path, error: type[BaseException]) -> None:
+    file.write_text("tw")
+    raise error
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, shared: bool) -> None:
+    file = tmp_path / "table.csv"
+    with whole_file(file, shared) as partial:
+        assert partial.parent == tmp_path
+        partial.write_text("one")
+        assert not file.exists()
+    assert file.read_text() == "one"
+    for error in (ValueError, OSError, KeyboardInterrupt):
+        with pytest.raises(error), whole_file(file, shared) as partial:
+            fail_after_half(partial, error)
+        assert list(tmp_path.iterdir()) == [file]
+        assert file.read_text() == "one"
+    with pytest.raises(FileNotFoundError), whole_file(file, shared):  # nothing was written
+        pass
+    assert file.read_text() == "one"
+
+
+def test_a_name_that_cannot_be_taken_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "replace", failing(errno.ENOSPC, 0))
+    with pytest.raises(OSError, match="No space"), whole_file(tmp_path / "a") as partial:
+        partial.write_text("one")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_kill_9_in_the_middle_leaves_the_old_file(tmp_path: Path, shared: bool) -> None:
+    """What it leaves beside it is written over, or has the killed process's name."""
+    file = tmp_path / "table.csv"
+    file.write_text("one")
+    script = (
+        "import os, pathlib, signal, sys\n"
+        "from tasks.disk import whole_file\n"
+        f"with whole_file(pathlib.Path(sys.argv[1]), {shared}) as partial:\n"
+        "    partial.write_text('tw')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(file)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert file.read_text() == "one"
+    assert [path.suffix for path in tmp_path.iterdir() if path != file] == [".partial"]
+    with whole_file(file, shared) as partial:
+        partial.write_text("three")
+    assert file.read_text() == "three"
+    assert len(list(tmp_path.glob("*.partial"))) == shared
 
 
 def test_room(tmp_path: Path) -> None:
