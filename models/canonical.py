@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.coder import ConvLSTM, ImageDecoder, ImageEncoder
 from models.config import CoderNet
 from models.geometry import Pose
-from models.warp import Warp, sample, warp_canonical_from_frame, warp_frame_from_canonical
+from models.warp import Warp, pixels_from_canonical, sample, warp_canonical_from_frame, warp_frame_from_canonical
 
 
 class CanonicalHead(NamedTuple):
@@ -107,10 +107,11 @@ def render_layer(head: CanonicalHead, depth: Tensor, pose: Pose, K: Tensor) -> H
     Returns:
         The layer.
     """
-    warp = warp_frame_from_canonical(depth, head.mask, pose, K)
+    pixels, splat = pixels_from_canonical(depth, head.mask, pose, K)
+    image, mask = sample(torch.cat([head.image, head.mask], 1), pixels).split([3, 1], 1)
+    visibility = splat.support[:, None] * mask
     # `head.image` holds colour times mask, and visibility is support times mask.
-    support = warp.visibility / sample(head.mask, warp.pixels).clamp(min=1e-2)
-    return HeadLayer(sample(head.image, warp.pixels) * support, warp.visibility)
+    return HeadLayer(image * (visibility / mask.clamp(min=1e-2)), visibility)
 
 
 class RecurrentCanonical(nn.Module):

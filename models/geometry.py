@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.kept import constant
+
 NOMINAL_DISTANCE_M = 1.0
 """Distance of the head's centre from the camera in the canonical frame (Sec. 3.1)."""
 
@@ -69,15 +71,42 @@ def rotation_from_euler(yaw_deg: Tensor, pitch_deg: Tensor, roll_deg: Tensor) ->
     Returns:
         `(B, 3, 3)`.
     """
-    (sy, cy), (sp, cp), (sr, cr) = (
-        (a.sin(), a.cos()) for a in (torch.deg2rad(x) for x in (yaw_deg, pitch_deg, roll_deg))
-    )
-    rows = [
-        [cr * cy, cr * sy * sp - sr * cp, cr * sy * cp + sr * sp],
-        [sr * cy, sr * sy * sp + cr * cp, sr * sy * cp - cr * sp],
-        [-sy, cy * sp, cy * cp],
-    ]
-    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+    return rotation_from_angles(torch.stack([yaw_deg, pitch_deg, roll_deg], dim=-1))
+
+
+def rotation_from_angles(angles_deg: Tensor) -> Tensor:
+    """`rotation_from_euler` of angles that lie together, in few steps.
+
+    Args:
+        angles_deg: (yaw, pitch, roll), `(B, 3)`, degrees.
+
+    Returns:
+        `(B, 3, 3)`.
+    """
+    still, across, along = _axes(angles_deg).unbind(0)
+    angles = torch.deg2rad(angles_deg)[..., None, None]
+    # Rodrigues' formula about y, x and z at once: e e^T + cos(a) (I - e e^T) + sin(a) [e]x
+    turns = torch.addcmul(torch.addcmul(still, angles.cos(), across), angles.sin(), along)
+    about_y, about_x, about_z = turns.unbind(-3)
+    return _product(_product(about_z, about_y), about_x)
+
+
+def _axes(like: Tensor) -> Tensor:
+    """e e^T, I - e e^T and [e]x of the axes e = y, x, z, `(3, 3, 3, 3)`; no numbers are copied from the host."""
+
+    def make() -> Tensor:
+        eye = torch.eye(3, dtype=like.dtype, device=like.device)
+        axes = torch.stack([eye[1], eye[0], eye[2]])
+        still = axes[:, :, None] * axes[:, None]
+        across_axes = torch.linalg.cross(axes[:, None].expand(3, 3, 3), eye.expand(3, 3, 3))  # e x (each column of I)
+        return torch.stack([still, eye - still, across_axes.mT])
+
+    return constant("axes", (), like, make)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product of small matrices by sums: a GPU's own may round the factors to 11 bits (TF32)."""
+    return (a[..., None] * b[..., None, :, :]).sum(-2)
 
 
 def pose_from_euler(yaw_deg: Tensor, pitch_deg: Tensor, roll_deg: Tensor, translation_m: Tensor) -> Pose:
@@ -94,17 +123,42 @@ def pose_from_euler(yaw_deg: Tensor, pitch_deg: Tensor, roll_deg: Tensor, transl
     Returns:
         The pose to use in `to_canonical` and `to_frame`.
     """
-    rotation = rotation_from_euler(yaw_deg, pitch_deg, roll_deg)
+    return pose_from_angles(torch.stack([yaw_deg, pitch_deg, roll_deg], dim=-1), translation_m)
+
+
+def pose_from_angles(angles_deg: Tensor, translation_m: Tensor) -> Pose:
+    """`pose_from_euler` of angles that lie together.
+
+    Args:
+        angles_deg: (yaw, pitch, roll), `(B, 3)`, degrees.
+        translation_m: t_pred, `(B, 3)`, metres.
+    """
+    rotation = rotation_from_angles(angles_deg)
     # (I - R) c for c on the view axis; no tensor is made from numbers here, which a CUDA graph could not record.
-    eye = torch.eye(3, dtype=rotation.dtype, device=rotation.device)
-    return Pose(rotation, NOMINAL_DISTANCE_M * (eye - rotation)[..., 2] + translation_m)
+    forward = _axes(angles_deg)[0, 2, 2]
+    return Pose(rotation, torch.add(translation_m, forward - rotation[..., 2], alpha=NOMINAL_DISTANCE_M))
 
 
 def pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
-    """Pixel coordinates (x, y) of a frame, `(H, W, 2)`, with the type and device of `like`."""
-    ys = torch.arange(height, dtype=like.dtype, device=like.device)
-    xs = torch.arange(width, dtype=like.dtype, device=like.device)
-    return torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)
+    """Pixel coordinates (x, y) of a frame, `(H, W, 2)`, with the type and device of `like`; not to be changed."""
+
+    def make() -> Tensor:
+        ys = torch.arange(height, dtype=like.dtype, device=like.device)
+        xs = torch.arange(width, dtype=like.dtype, device=like.device)
+        return torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)
+
+    return constant("pixel_grid", (height, width), like, make)
+
+
+def rays(height: int, width: int, K: Tensor) -> Tensor:
+    """K^-1 q of every pixel, `(H, W, 3)`: the point it shows at a depth of 1 m."""
+
+    def make() -> Tensor:
+        # K is upper triangular with a unit last row: its inverse is written out, which is exact and needs no solver.
+        xy = (pixel_grid(height, width, K) - K[:2, 2]) / K.diagonal()[:2]
+        return torch.cat([xy, torch.ones_like(xy[..., :1])], dim=-1)
+
+    return constant("rays", (height, width), K, make)
 
 
 def back_project(depth: Tensor, K: Tensor) -> Tensor:
@@ -118,10 +172,7 @@ def back_project(depth: Tensor, K: Tensor) -> Tensor:
         `(B, H, W, 3)`, metres.
     """
     depth = _depth_3d(depth)
-    grid = pixel_grid(depth.shape[1], depth.shape[2], depth)
-    # K is upper triangular with a unit last row: its inverse is written out, which is exact and needs no solver.
-    rays = (grid - torch.stack([K[0, 2], K[1, 2]])) / torch.stack([K[0, 0], K[1, 1]])
-    return torch.cat([rays * depth[..., None], depth[..., None]], dim=-1)
+    return rays(depth.shape[1], depth.shape[2], K) * depth[..., None]
 
 
 def project(points: Tensor, K: Tensor) -> Tensor:
@@ -134,8 +185,7 @@ def project(points: Tensor, K: Tensor) -> Tensor:
     Returns:
         `(..., 2)`, pixels (x, y).
     """
-    scale = torch.stack([K[0, 0], K[1, 1]])
-    return points[..., :2] / points[..., 2:] * scale + torch.stack([K[0, 2], K[1, 2]])
+    return points[..., :2] / points[..., 2:] * K.diagonal()[:2] + K[:2, 2]
 
 
 def points_to_canonical(depth: Tensor, pose: Pose, K: Tensor) -> Tensor:
@@ -149,7 +199,8 @@ def points_to_canonical(depth: Tensor, pose: Pose, K: Tensor) -> Tensor:
     Returns:
         `(B, H, W, 3)`, metres.
     """
-    return torch.einsum("bji,bhwj->bhwi", pose.rotation, back_project(depth, K) - pose.translation[:, None, None])
+    away = back_project(depth, K) - pose.translation[:, None, None]
+    return (away.flatten(1, 2) @ pose.rotation).view_as(away)
 
 
 def points_to_frame(depth: Tensor, pose: Pose, K: Tensor) -> Tensor:
@@ -163,7 +214,8 @@ def points_to_frame(depth: Tensor, pose: Pose, K: Tensor) -> Tensor:
     Returns:
         `(B, H, W, 3)`, metres.
     """
-    return torch.einsum("bij,bhwj->bhwi", pose.rotation, back_project(depth, K)) + pose.translation[:, None, None]
+    points = back_project(depth, K)
+    return (points.flatten(1, 2) @ pose.rotation.mT).view_as(points) + pose.translation[:, None, None]
 
 
 def to_canonical(depth: Tensor, pose: Pose, K: Tensor) -> Tensor:

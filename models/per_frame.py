@@ -17,6 +17,7 @@ from models.canonical import CanonicalHead, HeadLayer, render_layer
 from models.fusion import FusionNetwork, ReferenceLook
 from models.geometry import intrinsics
 from models.head3d import Head3D, Subject
+from models.kept import Kept, keeping
 from models.motion import Regions
 from models.pose_net import HeadPose, PoseNetwork
 
@@ -85,6 +86,7 @@ class PerFrame(nn.Module):
         self.fusion: FusionNetwork = fold_batch_norms(copy.deepcopy(model.fusion))
         # A matrix made in every call would be a copy from the host, which a CUDA graph cannot hold.
         self.register_buffer("K", intrinsics(height, width, model.camera.fov_deg, device=model.device))
+        self._kept: Kept = {}
         self.eval().requires_grad_(False)
 
     def state(self, subject: Subject, first: HeadPose | None) -> SubjectState:
@@ -114,6 +116,12 @@ class PerFrame(nn.Module):
             The new frames, `(B, 3, H, W)`, in [0, 1]; the head's (yaw, pitch, roll) in them, `(B, 3)`, degrees, and its
             translation, `(B, 3)`, metres.
         """
+        if torch.compiler.is_compiling():
+            return self._made(driving, mask, state)
+        with keeping(self._kept):
+            return self._made(driving, mask, state)
+
+    def _made(self, driving: Tensor, mask: Tensor, state: SubjectState) -> tuple[Tensor, Tensor, Tensor]:
         batch = driving.shape[0]
         seen = self.pose(driving * mask)
         # F_P's poses are within the bounds, so that in the absolute mode clamping changes nothing.

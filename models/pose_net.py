@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision import models as tv
 
 from models.config import Camera, PoseNet
-from models.geometry import NOMINAL_DISTANCE_M, Pose, pose_from_euler
+from models.geometry import NOMINAL_DISTANCE_M, Pose, pose_from_angles
 from models.precision import full_precision
 from models.warp import normalised_grid
 
@@ -32,8 +32,7 @@ class HeadPose(NamedTuple):
 
     def pose(self) -> Pose:
         """R and t of Eq. 1 and 3."""
-        yaw, pitch, roll = self.angles_deg.unbind(-1)
-        return pose_from_euler(yaw, pitch, roll, self.translation_m)
+        return pose_from_angles(self.angles_deg, self.translation_m)
 
 
 class SlimTrunk(nn.Module):

@@ -22,10 +22,13 @@ from models.geometry import (
     to_canonical,
     to_frame,
 )
+from models.kept import constant
 from models.precision import full_precision
 
 SURFACE_M = 0.005
 """Softness of the z-buffer: what lies further behind the nearest surface than a few of these does not count."""
+FARTHEST_M = 1e3
+"""Where nothing was splatted, the z-buffer begins here."""
 FULL_SUPPORT = 0.5
 """Splatted weight at which a destination pixel counts as fully seen (a surface stretched by two gives about this)."""
 
@@ -72,35 +75,53 @@ def splat_depth(pixels: Tensor, depth: Tensor, weight: Tensor) -> Splat:
         The splat, in a frame of the same size.
     """
     batch, height, width = depth.shape
-    corner = pixels.detach().floor()
-    offset = pixels - corner
-    indices, weights = [], []
-    base = torch.arange(batch, device=depth.device)[:, None, None] * (height * width)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            x, y = corner[..., 0] + dx, corner[..., 1] + dy
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            share = (offset[..., 0] if dx else 1 - offset[..., 0]) * (offset[..., 1] if dy else 1 - offset[..., 1])
-            index = base + (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long()
-            indices.append(index.reshape(-1))
-            weights.append((share * weight * inside).reshape(-1))
-    index, share = torch.cat(indices), torch.cat(weights)
-    values = depth.reshape(-1).repeat(4)
+    index, share = _corners(pixels)
+    index, share = index.flatten(1), (share * weight[:, None]).flatten(1)
+    values = depth[:, None].expand(-1, 4, -1, -1).flatten(1)
     # Pixels of next to no share must not own the z-buffer.
-    candidates = torch.where(share.detach() > 1e-3, values, torch.inf)
-    nearest = torch.full((batch * height * width,), torch.inf, dtype=depth.dtype, device=depth.device)
-    nearest = nearest.scatter_reduce(0, index, candidates, reduce="amin")
-    behind = (values - nearest.clamp(max=1e3).index_select(0, index)).clamp(min=0)
-    share = share * torch.exp(-behind / SURFACE_M)
-    total = torch.zeros_like(nearest).index_add(0, index, share).view(batch, 1, height, width)
-    summed = torch.zeros_like(nearest).index_add(0, index, share * values).view(batch, 1, height, width)
-    spread = F.avg_pool2d(torch.cat([total, summed], 1), 3, stride=1, padding=1)
-    total_all, summed_all = total + 1e-3 * spread[:, :1], summed + 1e-3 * spread[:, 1:]
-    seen = total_all > 1e-5
-    filled = torch.where(seen, summed_all / total_all.clamp(min=1e-5), torch.ones_like(summed_all))
+    candidates = torch.where(share.detach() > 1e-3, values, FARTHEST_M)
+    nearest = torch.full((batch, height * width), FARTHEST_M, dtype=depth.dtype, device=depth.device)
+    nearest = nearest.scatter_reduce_(1, index, candidates, reduce="amin")
+    behind = (values - nearest.gather(1, index)).clamp(min=0)
+    share = share * torch.exp(behind / -SURFACE_M)
+    sums = torch.zeros(batch, 2, height * width, dtype=depth.dtype, device=depth.device)
+    sums = sums.scatter_add_(2, index[:, None].expand(-1, 2, -1), torch.stack([share, share * values], 1))
+    sums = sums.view(batch, 2, height, width)
+    spread = F.avg_pool2d(sums, 3, stride=1, padding=1)
+    total, summed = torch.add(sums, spread, alpha=1e-3).unbind(1)
+    seen = total > 1e-5
+    filled = torch.where(seen, summed / total.clamp(min=1e-5), 1.0)
     # Coverage is judged over 3x3 pixels: between the samples of a stretched surface the weight itself has pinholes.
-    support = (torch.maximum(total, spread[:, :1]) / FULL_SUPPORT).clamp(max=1) * seen
-    return Splat(filled[:, 0], support[:, 0])
+    support = (torch.maximum(sums[:, 0], spread[:, 0]) / FULL_SUPPORT).clamp(max=1) * seen
+    return Splat(filled, support)
+
+
+def _corners(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The four pixels around each place, in the order of rows.
+
+    Args:
+        pixels: `(B, H, W, 2)`, (x, y).
+
+    Returns:
+        Their indices in the frame, `(B, 4, H, W)`, and bilinear shares, 0 for those outside of it.
+    """
+    height, width = pixels.shape[1:3]
+
+    def make() -> Tensor:
+        """The corners' steps, 1 - steps, 2 steps - 1; the first and last pixel."""
+        rows, columns = torch.arange(4, device=pixels.device) // 2, torch.arange(4, device=pixels.device) % 2
+        steps = torch.stack([columns, rows], -1).to(pixels)
+        last = torch.cat([torch.full((4, 1), side - 1.0).to(pixels) for side in (width, height)], 1)
+        return torch.stack([steps, 1 - steps, 2 * steps - 1, torch.zeros_like(steps), last])
+
+    steps, far, sign, first, last = constant("corners", (height, width), pixels, make)[:, :, None, None].unbind(0)
+    floor = pixels.detach().floor()
+    place = floor[:, None] + steps
+    held = place.clamp(first, last)
+    inside = (held == place).all(-1)
+    across, down = torch.addcmul(far, (pixels - floor)[:, None], sign).unbind(-1)  # the offset, or 1 less it
+    index = torch.add(held[..., 0], held[..., 1], alpha=width).long()
+    return index, across * down * inside
 
 
 def sample(image: Tensor, pixels: Tensor, padding: str = "zeros") -> Tensor:
@@ -115,12 +136,31 @@ def sample(image: Tensor, pixels: Tensor, padding: str = "zeros") -> Tensor:
     Returns:
         `(B, C, H, W)`.
     """
-    height, width = pixels.shape[1:3]
-    # In the steps that grid_sample takes back, so that they cancel; with any other the identity is off by 1.6e-5.
-    grid = torch.stack([pixels[..., 0] / ((width - 1) / 2) - 1, pixels[..., 1] / ((height - 1) / 2) - 1], dim=-1)
-    if image.shape[-2:] != (height, width):
+    grid = sampling_grid(pixels)
+    if image.shape[-2:] != pixels.shape[1:3]:
         grid = F.interpolate(grid.permute(0, 3, 1, 2), image.shape[-2:], mode="bilinear", align_corners=True)
         grid = grid.permute(0, 2, 3, 1)
+    return sample_grid(image, grid, padding)
+
+
+def sampling_grid(pixels: Tensor) -> Tensor:
+    """Pixels of a frame as `grid_sample` counts them, from -1 to 1.
+
+    Args:
+        pixels: `(..., H, W, 2)`, (x, y) in the frame of H x W pixels.
+
+    Returns:
+        The same shape.
+    """
+    height, width = pixels.shape[-3:-1]
+    # In the steps that grid_sample takes back, so that they cancel; with any other the identity is off by 1.6e-5.
+    if height == width:
+        return pixels / ((width - 1) / 2) - 1
+    return torch.stack([pixels[..., 0] / ((width - 1) / 2) - 1, pixels[..., 1] / ((height - 1) / 2) - 1], dim=-1)
+
+
+def sample_grid(image: Tensor, grid: Tensor, padding: str = "zeros") -> Tensor:
+    """`sample` by a grid from -1 to 1, `(B, H', W', 2)`, to `(B, C, H', W')`."""
     return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
@@ -173,10 +213,26 @@ def warp_frame_from_canonical(depth: Tensor, mask: Tensor, pose: Pose, K: Tensor
     Returns:
         For each pixel of the frame, where to sample the canonical frame.
     """
+    pixels, splat = pixels_from_canonical(depth, mask, pose, K)
+    return Warp(pixels, splat.support[:, None] * sample(mask, pixels), splat.depth)
+
+
+@full_precision
+def pixels_from_canonical(depth: Tensor, mask: Tensor, pose: Pose, K: Tensor) -> tuple[Tensor, Splat]:
+    """`warp_frame_from_canonical` before the mask is sampled.
+
+    Args:
+        depth: Depth of the canonical frame, `(B, H, W)`, metres.
+        mask: Head mask of the canonical frame, `(B, 1, H, W)`, in [0, 1].
+        pose: Pose that the head shall have.
+        K: `(3, 3)`.
+
+    Returns:
+        Pixels of the canonical frame, `(B, H, W, 2)`, and its depth in the frame.
+    """
     points = points_to_frame(depth, pose, K)
     splat = splat_depth(project(points, K), points[..., 2], mask[:, 0])
-    pixels = to_canonical(splat.depth, pose, K)
-    return Warp(pixels, splat.support[:, None] * sample(mask, pixels), splat.depth)
+    return to_canonical(splat.depth, pose, K), splat
 
 
 def flow_from_pixels(pixels: Tensor) -> Tensor:
@@ -192,6 +248,9 @@ def flow_from_pixels(pixels: Tensor) -> Tensor:
 
 
 def normalised_grid(height: int, width: int, like: Tensor) -> Tensor:
-    """Identity sampling grid in [-1, 1], `(1, H, W, 2)`, xy."""
-    x, y = pixel_grid(height, width, like).unbind(-1)
-    return torch.stack([x / ((width - 1) / 2) - 1, y / ((height - 1) / 2) - 1], dim=-1)[None]
+    """Identity sampling grid in [-1, 1], `(1, H, W, 2)`, xy; not to be changed."""
+
+    def make() -> Tensor:
+        return sampling_grid(pixel_grid(height, width, like))[None]
+
+    return constant("normalised_grid", (height, width), like, make)

@@ -1,0 +1,130 @@
+"""Counts what a GPU is given to do for a frame, on a machine without one: `python -m tests.models.kernels`.
+
+A frame's path is run on tensors without values (`meta`), and every operation that is no view is counted under the
+function that asked for it. That is what a recorded CUDA graph replays, but for what a library starts inside an
+operation: of those, the bias of a convolution, which cuDNN's own leaves out, and the copy of an operation that only
+works in place are counted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.config import load_params
+from models.head3d import Head3D
+from models.per_frame import PerFrame, SubjectState
+from tasks.bench_animate import random_model
+
+ROOT = Path(__file__).parents[2]
+META = torch.device("meta")
+NOTHING = ("aten.empty", "aten.detach", "aten._unsafe_view", "aten.new_empty", "aten.lift_fresh", "aten.alias")
+"""Operations that start no kernel, though their schemas do not say so."""
+TWICE = ("aten.index_add.", "aten.scatter_reduce.", "aten.scatter_add.", "aten.eye.")
+"""A copy or a filling, and then the work."""
+
+
+class KernelCount(TorchDispatchMode):
+    """Counts kernels while it is on.
+
+    Attributes:
+        by_place: Innermost function of `models/` -> kernels.
+        by_name: Operation -> kernels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_place: Counter[str] = Counter()
+        self.by_name: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.by_place.total()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        made = func(*args, **(kwargs or {}))
+        count = _kernels(func, args, made)
+        if count:
+            self.by_place[_place()] += count
+            self.by_name[str(func)] += count
+        return made
+
+
+def _kernels(func: Any, args: tuple[Any, ...], made: Any) -> int:
+    """Kernels of one operation."""
+    name = str(func)
+    view = any(part.alias_info is not None and not part.alias_info.is_write for part in func._schema.returns)
+    if view or name.startswith(NOTHING):
+        return 0
+    if isinstance(made, Tensor) and made is args[0] and name.startswith("aten._to_copy"):
+        return 0
+    biased = name.startswith("aten.convolution.") and args[2] is not None
+    return 2 if biased or name.startswith(TWICE) else 1
+
+
+def _place() -> str:
+    """The innermost function of `models/` that is being run, and the one of there that called it."""
+    names: list[str] = []
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and len(names) < 2:
+        file = Path(frame.f_code.co_filename)
+        if file.parent == ROOT / "models" and not frame.f_code.co_name.startswith(("<", "wrapped")):
+            names.append(f"{file.stem}.{frame.f_code.co_qualname.replace('.<locals>', '')}")
+        frame = frame.f_back
+    return " < ".join(names) or "elsewhere"
+
+
+def paper_path(preset: str = "paper", precision: str = "float32") -> tuple[PerFrame, SubjectState]:
+    """The per-frame path of a preset and a subject's state, without values.
+
+    Args:
+        preset: Name of a preset.
+        precision: Of the weights.
+    """
+    params = load_params(ROOT / "flows" / "presets" / f"{preset}.yaml", complete=False)
+    size = params.crop.size_px
+    with META:
+        model: Head3D = random_model(params, size, META)
+        path = PerFrame(model, size, size)
+        subject = model.subject(torch.rand(2, 3, size, size), torch.ones(2, 1, size, size), 0)
+        return path, path.state(subject, None)
+
+
+def count(path: PerFrame, state: SubjectState, batch: int = 1) -> KernelCount:
+    """Kernels of one call.
+
+    Args:
+        path: The path.
+        state: Of a subject.
+        batch: Frames.
+    """
+    size = state.reference.shape[-2:]
+    driving, mask = torch.rand(batch, 3, *size, device=META), torch.ones(batch, 1, *size, device=META)
+    with torch.no_grad():
+        path(driving, mask, state)  # what is kept is made
+        with KernelCount() as seen:
+            path(driving, mask, state)
+    return seen
+
+
+def main() -> None:
+    """Print a table."""
+    seen = count(*paper_path())
+    for counted in (seen.by_place, seen.by_name):
+        for name, kernels in counted.most_common():
+            sys.stdout.write(f"{kernels:5d}  {name}\n")
+        sys.stdout.write("\n")
+    sys.stdout.write(f"{seen.total} kernels a frame\n")
+
+
+if __name__ == "__main__":
+    main()
