@@ -13,7 +13,7 @@ from models.canonical import HeadLayer
 from models.coder import ImageDecoder, ImageEncoder
 from models.config import CoderNet, FlowNet
 from models.motion import FlowPredictor, FusionMaps, Regions
-from models.warp import full_size, sample
+from models.warp import sample_grid, sampling_grid
 
 
 class Fused(NamedTuple):
@@ -74,7 +74,7 @@ def attend_where_seen(attention: Tensor, shown: Tensor) -> Tensor:
         The attention with a_head = 0 where the warped head shows nothing.
     """
     a_head, a_reference, a_dec = attention.split(1, dim=1)
-    return torch.cat([a_head * shown, a_reference + a_head * (1 - shown), a_dec], dim=1)
+    return torch.cat([a_head * shown, torch.addcmul(a_reference, a_head, 1 - shown), a_dec], dim=1)
 
 
 def attend_without_head(maps: FusionMaps) -> FusionMaps:
@@ -207,33 +207,74 @@ class FusionNetwork(nn.Module):
         Returns:
             The frame, the mixture that it corrects, and the maps with the attention as it was used.
         """
-        shown = sample(head.alpha, full_size(maps.pixels_head, *head.alpha.shape[-2:])) if self.with_head else None
+        resized = _Resized(maps)
+        shown = sample_grid(head.alpha, resized.at(head.alpha).to_head) if self.with_head else None
+        attended: dict[torch.Size, tuple[Tensor, ...]] = {}
 
-        def attend(like: Tensor) -> Tensor:
+        def attend(like: Tensor) -> tuple[Tensor, ...]:
             """The attention at the size of `like`; the head's edge is as sharp there as that size allows."""
-            attention = F.interpolate(maps.attention, like.shape[-2:], mode="bilinear", align_corners=True)
-            return attention if shown is None else attend_where_seen(attention, _resized(shown, like))
+            size = like.shape[-2:]
+            if size not in attended:
+                attention = resized.at(like).attention
+                if shown is not None:
+                    attention = attend_where_seen(attention, _resized(shown, like))
+                attended[size] = (attention, *attention.split(1, dim=1))
+            return attended[size]
 
         def mix(level: int, e_dec: Tensor | None) -> Tensor:
             """Eq. 7 on features; without e_dec, what is known before the decoder has begun."""
-            a_head, a_reference, a_dec = attend(of_reference[level]).split(1, dim=1)
+            size = resized.at(of_reference[level])
+            _, a_head, a_reference, a_dec = attend(of_reference[level])
             # A flow that points out of the reference gets its edge: zeros came out as black holes on real people.
-            known = a_reference * sample(of_reference[level], maps.pixels_reference, "border")
+            known = a_reference * sample_grid(of_reference[level], size.to_reference, "border")
             if self.with_head:
-                known = a_head * sample(of_head[level], maps.pixels_head) + known
+                known = torch.addcmul(known, a_head, sample_grid(of_head[level], size.to_head))
             return known if e_dec is None else known + a_dec * e_dec
 
         # The image itself: what the two warps give, by Eq. 7 without e_dec, and the decoder's correction of it.
-        _, a_reference, a_dec = attend(reference).split(1, dim=1)
+        size = resized.at(reference)
+        _, _, a_reference, a_dec = attend(reference)
         rest = (1 - a_dec).clamp(min=0.1)  # less would blow its gradient up
-        known = a_reference * sample(reference, maps.pixels_reference, "border")
+        known = a_reference * sample_grid(reference, size.to_reference, "border")
         if self.with_head:  # the layer is colour times opacity, which must count once
-            a_raw = F.interpolate(maps.attention[:, :1], reference.shape[-2:], mode="bilinear", align_corners=True)
-            known = known + a_raw * sample(head.image, maps.pixels_head)
+            known = torch.addcmul(known, size.attention[:, :1], sample_grid(head.image, size.to_head))
         logits = self.decoder(mix(2, None), lambda e_dec, level: mix(level, e_dec)).float()
         mixture = (known / rest).clamp(0.01, 0.99)
         image = torch.sigmoid(mixture.logit() + logits)
-        return image, mixture, FusionMaps(maps.pixels_head, maps.pixels_reference, attend(maps.attention))
+        return image, mixture, FusionMaps(maps.pixels_head, maps.pixels_reference, attend(maps.attention)[0])
+
+
+class _Maps(NamedTuple):
+    """Phi's maps at one size.
+
+    Attributes:
+        attention: As Phi gives it, `(B, 3, h, w)`.
+        to_head: Sampling grid of x_hat_dri, `(B, h, w, 2)`.
+        to_reference: Of s_ref.
+    """
+
+    attention: Tensor
+    to_head: Tensor
+    to_reference: Tensor
+
+
+class _Resized:
+    """Phi's maps at the sizes that are asked for, each made once and all three together."""
+
+    def __init__(self, maps: FusionMaps) -> None:
+        grids = sampling_grid(torch.stack([maps.pixels_head, maps.pixels_reference], 1)).permute(0, 1, 4, 2, 3)
+        self._all = torch.cat([maps.attention, grids.flatten(1, 2)], 1)
+        self._made: dict[torch.Size, _Maps] = {}
+
+    def at(self, like: Tensor) -> _Maps:
+        """The maps at the size of `like`."""
+        size = like.shape[-2:]
+        if size not in self._made:
+            own = self._all.shape[-2:] == size
+            at = self._all if own else F.interpolate(self._all, size, mode="bilinear", align_corners=True)
+            attention, to_head, to_reference = at.split([3, 2, 2], 1)
+            self._made[size] = _Maps(attention, to_head.permute(0, 2, 3, 1), to_reference.permute(0, 2, 3, 1))
+        return self._made[size]
 
 
 def _resized(values: Tensor, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import FlowNet
+from models.kept import constant
 from models.precision import full_precision
 from models.resize import bilinear_x2
 from models.warp import normalised_grid
@@ -77,15 +78,20 @@ class Hourglass(nn.Module):
 
 
 @full_precision
-def scores(head: nn.Conv2d, features: Tensor) -> Tensor:
+def scores(heads: Sequence[nn.Conv2d], features: Tensor) -> Tensor:
     """Logits in float32: with bfloat16's 8 bits, those of a softmax that says where something is would be off by 4%.
 
     Args:
-        head: The convolution that gives them; its weights may be shorter.
+        heads: The convolutions that give them, all of one size; their weights may be shorter.
         features: `(B, C, h, w)`.
+
+    Returns:
+        Logits of one after the other.
     """
-    bias = head.bias.float() if head.bias is not None else None
-    return F.conv2d(features.float(), head.weight.float(), bias, padding="same")
+    weights = [head.weight.float() for head in heads]
+    biases = [head.bias.float() for head in heads if head.bias is not None]
+    weight, bias = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (weights, biases))
+    return F.conv2d(features.float(), weight, bias, padding="same")
 
 
 class RegionPredictor(nn.Module):
@@ -99,7 +105,7 @@ class RegionPredictor(nn.Module):
 
     def forward(self, image: Tensor) -> Regions:
         """Regions of `image (B, 3, h, w)` in [0, 1]."""
-        logits = scores(self.head, self.body(image * 2 - 1))
+        logits = scores((self.head,), self.body(image * 2 - 1))
         return regions_from_heat((logits.flatten(2) / self.temperature).softmax(-1).view_as(logits))
 
 
@@ -113,15 +119,25 @@ def regions_from_heat(heat: Tensor) -> Regions:
     Returns:
         The regions.
     """
-    height, width = heat.shape[-2:]
-    grid = normalised_grid(height, width, heat)[0]
-    across, down = grid[0, :, 0], grid[:, 0, 1]
-    columns, rows = heat.sum(2), heat.sum(3)  # (B, K, w), (B, K, h): first moments need only these
-    x, y = columns @ across, rows @ down
-    xx, yy = columns @ across.square() - x * x, rows @ down.square() - y * y
-    xy = ((heat @ across) * down).sum(-1) - x * y
-    covariance = torch.stack([torch.stack([xx, xy], -1), torch.stack([xy, yy], -1)], -2)
-    return Regions(torch.stack([x, y], -1), _matrix_sqrt(covariance))
+    moments = (heat[:, :, None] * _powers(*heat.shape[-2:], heat)).sum((-2, -1))
+    centre = moments[..., :2]
+    second = moments[..., 2:].unflatten(-1, (2, 2))
+    return Regions(centre, _matrix_sqrt(second - centre[..., None] * centre[..., None, :]))
+
+
+def _powers(height: int, width: int, like: Tensor) -> Tensor:
+    """x, y, x x, x y, y x, y y of every pixel in normalised coordinates, `(6, h, w)`."""
+
+    def make() -> Tensor:
+        xy = normalised_grid(height, width, like)[0].permute(2, 0, 1)
+        return torch.cat([xy, (xy[:, None] * xy).flatten(0, 1)])
+
+    return constant("powers", (height, width), like, make)
+
+
+def _eye(like: Tensor) -> Tensor:
+    """I of 2x2 matrices."""
+    return constant("eye", (2,), like, lambda: torch.eye(2, dtype=like.dtype, device=like.device))
 
 
 def _matrix_sqrt(matrix: Tensor) -> Tensor:
@@ -129,26 +145,39 @@ def _matrix_sqrt(matrix: Tensor) -> Tensor:
 
     MRAA takes U S^(1/2) of an SVD, whose columns change sign at random; the symmetric root does not (our choice).
     """
-    eye = torch.eye(2, dtype=matrix.dtype, device=matrix.device)
-    matrix = matrix + 1e-4 * eye  # a region of one pixel still has an extent
+    matrix = torch.add(matrix, _eye(matrix), alpha=1e-4)  # a region of one pixel still has an extent
     determinant = matrix[..., 0, 0] * matrix[..., 1, 1] - matrix[..., 0, 1] * matrix[..., 1, 0]
     root = determinant.clamp(min=1e-12).sqrt()
-    trace = matrix[..., 0, 0] + matrix[..., 1, 1]
-    return (matrix + root[..., None, None] * eye) / (trace + 2 * root).clamp(min=1e-6).sqrt()[..., None, None]
+    size = torch.add(matrix[..., 0, 0] + matrix[..., 1, 1], root, alpha=2).clamp(min=1e-6).sqrt()
+    return (matrix + root[..., None, None] * _eye(matrix)) / size[..., None, None]
 
 
 def _inverse(matrix: Tensor) -> Tensor:
     """Inverse of 2x2 matrices, in closed form."""
-    (a, b), (c, d) = (row.unbind(-1) for row in matrix.unbind(-2))
-    adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
-    return adjugate / (a * d - b * c)[..., None, None]
+    signs = constant("signs", (2,), matrix, lambda: 2 * _eye(matrix) - 1)
+    adjugate = matrix.flip(-2, -1).mT * signs
+    determinant = (matrix[..., 0, :] * adjugate[..., 0]).sum(-1)
+    return adjugate / determinant[..., None, None]
+
+
+def _apply(matrix: Tensor, points: Tensor) -> Tensor:
+    """2x2 matrices `(..., 2, 2)` times points `(..., h, w, 2)`, by sums: a GPU's own products may round to 11 bits."""
+    return (matrix[..., None, None, :, :] * points[..., None, :]).sum(-1)
 
 
 @full_precision
 def heat_maps(regions: Regions, height: int, width: int) -> Tensor:
     """Gaussians of the regions, `(B, K, height, width)`, 1 at the centre."""
-    away = normalised_grid(height, width, regions.centre)[:, None] - regions.centre[:, :, None, None]
-    unit = torch.einsum("bkij,bkhwj->bkhwi", _inverse(regions.frame), away)
+    return _gaussian(_unit(regions, height, width))
+
+
+def _unit(regions: Regions, height: int, width: int) -> Tensor:
+    """Every pixel as the regions see it: A^-1 (q - centre), `(..., K, h, w, 2)`."""
+    away = normalised_grid(height, width, regions.centre)[0] - regions.centre[..., None, None, :]
+    return _apply(_inverse(regions.frame), away)
+
+
+def _gaussian(unit: Tensor) -> Tensor:
     return torch.exp(-0.5 * unit.square().sum(-1))
 
 
@@ -165,12 +194,14 @@ def candidate_grids(source: Regions, driving: Regions, height: int, width: int) 
     Returns:
         `(B, K + 1, h, w, 2)`, normalised.
     """
-    grid = normalised_grid(height, width, source.centre)
-    motion = source.frame @ _inverse(driving.frame)
-    away = grid[:, None] - driving.centre[:, :, None, None]
-    moved = torch.einsum("bkij,bkhwj->bkhwi", motion, away) + source.centre[:, :, None, None]
-    still = grid[:, None].expand(len(moved), 1, -1, -1, -1)
-    return torch.cat([still, moved], dim=1)
+    return _grids(source, _unit(driving, height, width))
+
+
+def _grids(source: Regions, unit: Tensor) -> Tensor:
+    """`candidate_grids` of pixels as the driving regions see them (`_unit`); any number of leading dimensions."""
+    moved = _apply(source.frame, unit) + source.centre[..., None, None, :]
+    still = normalised_grid(*unit.shape[-3:-1], unit)[0].expand(*moved.shape[:-4], 1, -1, -1, -1)
+    return torch.cat([still, moved], dim=-4)
 
 
 class FlowPredictor(nn.Module):
@@ -196,16 +227,29 @@ class FlowPredictor(nn.Module):
             return image
         return F.interpolate(image, scale_factor=self.scale, mode="bilinear", antialias=True, align_corners=False)
 
-    def _candidates(self, image: Tensor, source: Regions, driving: Regions) -> tuple[Tensor, Tensor]:
-        batch, _, height, width = image.shape
-        grids = candidate_grids(source, driving, height, width)
-        count = grids.shape[1]
-        repeated = image[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)
-        moved = F.grid_sample(repeated, grids.flatten(0, 1), padding_mode="zeros", align_corners=True)
-        heat = heat_maps(driving, height, width) - heat_maps(source, height, width)
-        heat = torch.cat([torch.zeros_like(heat[:, :1]), heat], dim=1)
-        features = torch.cat([heat[:, :, None], moved.view(batch, count, 3, height, width)], dim=2)
-        return grids, features.flatten(1, 2)
+    @full_precision
+    def _candidates(self, images: Tensor, sources: Regions, driving: Regions) -> tuple[Tensor, Tensor]:
+        """Candidate motions of both sources, and what they look like.
+
+        Args:
+            images: x_hat_dri and s_ref, `(B, 2, 3, h, w)`.
+            sources: Their regions, `(B, 2, K, ...)`.
+            driving: Regions of s_dri.
+
+        Returns:
+            Grids, `(B, 2, K + 1, h, w, 2)`; heat and colours of each, `(B, 2 (K + 1) 4, h, w)`.
+        """
+        height, width = images.shape[-2:]
+        regions = (torch.cat([of, new[:, None]], 1) for of, new in zip(sources, driving, strict=True))
+        unit = _unit(Regions(*regions), height, width)
+        grids, heat = _grids(sources, unit[:, 2:]), _gaussian(unit)
+        heat = heat[:, 2:] - heat[:, :2]
+        heat = torch.cat([torch.zeros_like(heat[:, :, :1]), heat], dim=2)
+        # One tall grid for each image: it need not be repeated for its candidates.
+        tall = grids.flatten(0, 1).flatten(1, 2)
+        moved = F.grid_sample(images.flatten(0, 1), tall, padding_mode="zeros", align_corners=True)
+        moved = moved.view(-1, 2, 3, heat.shape[2], height, width).transpose(2, 3)
+        return grids, torch.cat([heat[:, :, :, None], moved], dim=3).flatten(1, 3)
 
     def find_regions(self, images: Sequence[Tensor]) -> list[Regions]:
         """Regions of several batches in one pass, so that a batch norm sees what it sees in use.
@@ -229,18 +273,16 @@ class FlowPredictor(nn.Module):
             Pixel maps and attention at `scale` of the size.
         """
         of_head, of_reference, of_driving = regions
-        grids_head, features_head = self._candidates(small[0], of_head, of_driving)
-        grids_reference, features_reference = self._candidates(small[1], of_reference, of_driving)
-        x = self.body(torch.cat([features_head, features_reference], dim=1))
+        sources = Regions(*(torch.stack(pair, 1) for pair in zip(of_head, of_reference, strict=True)))
+        grids, features = self._candidates(torch.stack(list(small[:2]), 1), sources, of_driving)
+        x = self.body(features)
         height, width = x.shape[-2:]
-
-        def blend(mask: nn.Conv2d, grids: Tensor) -> Tensor:
-            share = scores(mask, x).softmax(1)
-            across, down = (share[..., None] * grids).sum(1).unbind(-1)
-            return torch.stack([(across + 1) * ((width - 1) / 2), (down + 1) * ((height - 1) / 2)], dim=-1)
-
-        return FusionMaps(
-            blend(self.mask_head, grids_head),
-            blend(self.mask_reference, grids_reference),
-            scores(self.attention, x).softmax(1),
-        )
+        logits = scores((self.mask_head, self.mask_reference, self.attention), x)
+        shares = logits[:, :-3].unflatten(1, (2, -1)).softmax(2)
+        flows = (shares[..., None] * grids).sum(2)
+        if height == width:
+            pixels = (flows + 1) * ((width - 1) / 2)
+        else:
+            across, down = flows.unbind(-1)
+            pixels = torch.stack([(across + 1) * ((width - 1) / 2), (down + 1) * ((height - 1) / 2)], dim=-1)
+        return FusionMaps(pixels[:, 0], pixels[:, 1], logits[:, -3:].softmax(1))

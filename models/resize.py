@@ -11,8 +11,8 @@ def bilinear_x2(x: Tensor) -> Tensor:
     """Bilinear enlargement by two, as `F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)`.
 
     Every new value is 3/4 of the nearer and 1/4 of the farther neighbour. Written as shifted copies, its gradient needs
-    none of the atomic additions that make the library's the slowest kernel of a training step. Without gradients it is the
-    library's, which is one kernel (compilers fuse the copies to as few).
+    none of the atomic additions that make the library's the slowest kernel of a training step. Without gradients it is
+    the library's, which is one kernel.
 
     Args:
         x: `(B, C, H, W)`.
@@ -20,7 +20,7 @@ def bilinear_x2(x: Tensor) -> Tensor:
     Returns:
         `(B, C, 2 H, 2 W)`.
     """
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if not torch.is_grad_enabled():
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     return _double(_double(x, 3), 2)
 

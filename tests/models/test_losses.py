@@ -39,7 +39,7 @@ def test_scores_are_not_rounded_inside_a_short_precision():
     torch.manual_seed(0)
     head, features = torch.nn.Conv2d(16, 10, 7, padding=3), 10 * torch.randn(2, 16, 12, 12)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        plain, ours = head(features), scores(head, features)
+        plain, ours = head(features), scores((head,), features)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, head(features), atol=1e-4, rtol=1e-4)
     assert (plain.float() - ours).abs().max() > 1e-2
