@@ -8,6 +8,7 @@ from torchvision.models import mobilenet_v2
 
 from models.config import Camera, DepthNet
 from models.geometry import NOMINAL_DISTANCE_M
+from models.norms import BatchNorm2d
 from models.resize import bilinear_x2
 
 BORDER_PX = 2
@@ -47,7 +48,10 @@ class MobileNetEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = mobilenet_v2(weights=None).features
+        self.features = mobilenet_v2(weights=None, norm_layer=BatchNorm2d).features
+        for layer in self.features.modules():
+            if isinstance(layer, nn.ReLU6):  # in place, its gradient would need a copy of what it wrote over
+                layer.inplace = False
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
 

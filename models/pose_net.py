@@ -12,6 +12,7 @@ from torchvision import models as tv
 
 from models.config import Camera, PoseNet
 from models.geometry import NOMINAL_DISTANCE_M, Pose, pose_from_angles
+from models.norms import BatchNorm2d
 from models.precision import full_precision
 from models.warp import normalised_grid
 
@@ -47,7 +48,7 @@ class SlimTrunk(nn.Module):
         for channels in (32, 64, 128, 256):
             for stride, width in ((2, last), (1, channels)):
                 layers.append(nn.Conv2d(width, channels, 3, stride=stride, padding=1, bias=False))
-                layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+                layers += [BatchNorm2d(channels), nn.ReLU()]
             last = channels
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(1))
         self.gather = nn.Sequential(nn.Linear(16 * last, self.channels), nn.ReLU())
@@ -78,7 +79,8 @@ def _trunk(backbone: str) -> tuple[nn.Module, int]:
     """The feature extractor and its channels."""
     if backbone == "slim":
         return SlimTrunk(), SlimTrunk.channels
-    resnet = tv.resnet50(weights=None) if backbone == "resnet50" else tv.resnet18(weights=None)
+    make = tv.resnet50 if backbone == "resnet50" else tv.resnet18
+    resnet = make(weights=None, norm_layer=BatchNorm2d)
     return nn.Sequential(*list(resnet.children())[:-1]), resnet.fc.in_features
 
 

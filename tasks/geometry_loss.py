@@ -154,7 +154,7 @@ class GeometryLoss:
         labels = batch.mirrored_pose(batch.of(self.angles), batch.of(self.translation))
         angles, translation = (label.flatten(0, 1) for label in labels)
         move = InPlane.of(unit, self.clips.size_px)
-        heads, masks = (move.apply(part.flatten(0, 1)) for part in (batch.heads, batch.masks))
+        heads, masks = move.apply(torch.cat([batch.heads, batch.masks], dim=2).flatten(0, 1)).split([3, 1], dim=1)
         return Known(heads, masks, *move.move(angles, translation, self.K), ellipsoid_depth(masks[:, 0], self.K))
 
     def _from_renderer(self, rendered: RenderedHeads, drawn: Drawn) -> Known:
