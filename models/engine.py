@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.frozen import FusedConv
 from models.head3d import Head3D, Subject
 from models.per_frame import PerFrame, SubjectState
 from models.pose_net import HeadPose
@@ -62,7 +63,12 @@ class Engine:
     """
 
     def __init__(
-        self, model: Head3D, precision: Precision = "float32", record: bool = True, compiled: bool = False
+        self,
+        model: Head3D,
+        precision: Precision = "float32",
+        record: bool = True,
+        compiled: bool = False,
+        fused: bool = True,
     ) -> None:
         """Prepare; nothing is computed before the first frame.
 
@@ -72,11 +78,14 @@ class Engine:
             record: On a GPU, record and replay.
             compiled: Let torch.compile fuse what it can; the first frame of a batch size then takes a minute or so.
                 Where it fails, the path runs without, and `notes` says so.
+            fused: On a GPU, but not in float32, let cuDNN join convolution, sum and ReLU. Where it fails, they run one
+                by one, and `notes` says so.
         """
         self.model, self.precision, self.notes = model, precision, list[str]()
         self.device = model.device
         self._record = record and self.device.type == "cuda"
         self._compiled = compiled
+        self._fused = fused and self.device.type == "cuda" and precision != "float32"
         self._size = (0, 0)
         self._path: PerFrame | None = None
         self._state: SubjectState | None = None
@@ -181,6 +190,8 @@ class Engine:
                 for weight in (part.weight, part.bias):
                     if weight is not None:
                         weight.data = self._stored(weight.data)
+            if isinstance(part, FusedConv):
+                part.fast, part.notes = self._fused, self.notes
         if self._compiled:
             self._run = torch.compile(self._compute, dynamic=False)
 
@@ -197,7 +208,8 @@ class Engine:
         dtype = getattr(torch, self.precision) if short else None
         before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
         fast = self.precision != "float32"
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = fast
+        torch.backends.cudnn.allow_tf32 = fast
+        torch.backends.cuda.matmul.allow_tf32 = False  # products of the geometry; the networks' own are few and small
         torch.backends.cudnn.benchmark = self._record
         try:
             with torch.autocast(self.device.type, dtype=dtype, enabled=short):

@@ -105,7 +105,7 @@ class RegionPredictor(nn.Module):
 
     def forward(self, image: Tensor) -> Regions:
         """Regions of `image (B, 3, h, w)` in [0, 1]."""
-        logits = scores((self.head,), self.body(image * 2 - 1))
+        logits = scores((self.head,), self.body(torch.rsub(image, -1, alpha=-2)))
         return regions_from_heat((logits.flatten(2) / self.temperature).softmax(-1).view_as(logits))
 
 
@@ -119,7 +119,7 @@ def regions_from_heat(heat: Tensor) -> Regions:
     Returns:
         The regions.
     """
-    moments = (heat[:, :, None] * _powers(*heat.shape[-2:], heat)).sum((-2, -1))
+    moments = (heat[:, :, None] * _powers(heat.shape[-2], heat.shape[-1], heat)).sum((-2, -1))
     centre = moments[..., :2]
     second = moments[..., 2:].unflatten(-1, (2, 2))
     return Regions(centre, _matrix_sqrt(second - centre[..., None] * centre[..., None, :]))
@@ -200,7 +200,7 @@ def candidate_grids(source: Regions, driving: Regions, height: int, width: int) 
 def _grids(source: Regions, unit: Tensor) -> Tensor:
     """`candidate_grids` of pixels as the driving regions see them (`_unit`); any number of leading dimensions."""
     moved = _apply(source.frame, unit) + source.centre[..., None, None, :]
-    still = normalised_grid(*unit.shape[-3:-1], unit)[0].expand(*moved.shape[:-4], 1, -1, -1, -1)
+    still = normalised_grid(unit.shape[-3], unit.shape[-2], unit)[0].expand(*moved.shape[:-4], 1, -1, -1, -1)
     return torch.cat([still, moved], dim=-4)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.canonical import CanonicalHead, HeadLayer, render_layer
+from models.frozen import fuse_convolutions
 from models.fusion import FusionNetwork, ReferenceLook
 from models.geometry import intrinsics
 from models.head3d import Head3D, Subject
@@ -82,8 +83,8 @@ class PerFrame(nn.Module):
         """
         super().__init__()
         self.limit_deg, self.reach_m = model.camera.max_angle_deg, model.camera.max_translation_m
-        self.pose: PoseNetwork = fold_batch_norms(copy.deepcopy(model.pose))
-        self.fusion: FusionNetwork = fold_batch_norms(copy.deepcopy(model.fusion))
+        self.pose: PoseNetwork = fuse_convolutions(fold_batch_norms(copy.deepcopy(model.pose)))
+        self.fusion: FusionNetwork = fuse_convolutions(fold_batch_norms(copy.deepcopy(model.fusion)))
         # A matrix made in every call would be a copy from the host, which a CUDA graph cannot hold.
         self.register_buffer("K", intrinsics(height, width, model.camera.fov_deg, device=model.device))
         self._kept: Kept = {}
@@ -101,7 +102,9 @@ class PerFrame(nn.Module):
         offset = (
             still if first is None else (own.angles_deg - first.angles_deg, own.translation_m - first.translation_m)
         )
-        known = (*subject.head, subject.depth, subject.reference, look.small, *look.regions, *look.features)
+        # They are sampled in float32, whatever they were computed in: once here, not in every frame.
+        features = (feature.float() for feature in look.features)
+        known = (*subject.head, subject.depth, subject.reference, look.small, *look.regions, *features)
         return SubjectState._make((*known, *offset))
 
     def forward(self, driving: Tensor, mask: Tensor, state: SubjectState) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,12 +12,24 @@ from torchvision import models as tv
 
 from models.config import Camera, PoseNet
 from models.geometry import NOMINAL_DISTANCE_M, Pose, pose_from_angles
+from models.kept import constant
 from models.norms import BatchNorm2d
 from models.precision import full_precision
 from models.warp import normalised_grid
 
 BINS, BIN_DEG, FIRST_DEG = 66, 3.0, -99.0
 """HopeNet's angle bins: 66 of 3 degrees, the expected value is sum(p * index) * 3 - 99."""
+
+
+def bins(like: Tensor) -> Tensor:
+    """0 to 65, `(66,)`."""
+    return constant("bins", (), like, lambda: torch.arange(BINS, dtype=like.dtype, device=like.device))
+
+
+def _homogeneous(like: Tensor) -> Tensor:
+    """(x, y, 1) of every pixel in normalised coordinates, `(H, W, 3)`."""
+    grid = normalised_grid(like.shape[-2], like.shape[-1], like)[0]
+    return torch.cat([grid, torch.ones_like(grid[..., :1])], -1)
 
 
 class HeadPose(NamedTuple):
@@ -129,9 +141,8 @@ class PoseNetwork(nn.Module):
         """
         image, shift = self._centred(image)
         feature, placed = self.features((image - self.mean) / self.std)
-        index = torch.arange(BINS, dtype=torch.float32, device=image.device)
-        logits = torch.stack([self.fc_yaw(feature), self.fc_pitch(feature), self.fc_roll(feature)], dim=1).float()
-        angles = (logits.softmax(-1) * index).sum(-1) * BIN_DEG + FIRST_DEG
+        logits = self._logits(feature)
+        angles = (logits.softmax(-1) * bins(logits)).sum(-1) * BIN_DEG + FIRST_DEG
         angles = self.camera.max_angle_deg * torch.tanh(angles / self.camera.max_angle_deg)
         limit = self.camera.max_translation_m
         translation = limit * torch.tanh(self.fc_translation(placed).float() + shift / limit)
@@ -153,15 +164,28 @@ class PoseNetwork(nn.Module):
         height, width = image.shape[-2:]
         if height > 2 * self.input_px:  # sampling would skip pixels
             image = F.interpolate(image, (self.input_px, self.input_px), mode="bilinear", antialias=True)
-        seen = (image.amax(dim=1) > 0.02).float()
-        area = seen.sum((1, 2)).clamp(min=1)
-        across = torch.linspace(-1, 1, seen.shape[2], device=image.device)
-        down = torch.linspace(-1, 1, seen.shape[1], device=image.device)
-        x, y = (seen.sum(1) @ across) / area, (seen.sum(2) @ down) / area
-        grid = normalised_grid(self.input_px, self.input_px, image) + torch.stack([x, y], -1)[:, None, None]
+        seen = image.amax(dim=1) > 0.02
+        x_y_1 = constant("x_y_1", tuple(image.shape[-2:]), image, lambda: _homogeneous(image))
+        moments = (seen[..., None] * x_y_1).sum((1, 2))
+        centre = moments / moments[:, 2:].clamp(min=1)  # x, y, and whether anything is seen
+        grid = normalised_grid(self.input_px, self.input_px, image) + centre[:, None, None, :2]
         centred = F.grid_sample(image, grid, align_corners=True)
         half = math.tan(math.radians(self.camera.fov_deg) / 2) * NOMINAL_DISTANCE_M  # half the frame's width, metres
-        return centred, torch.stack([x * half, y * half * (height - 1) / (width - 1), torch.zeros_like(x)], -1)
+
+        def reach() -> Tensor:
+            sides = (half, half * (height - 1) / (width - 1), 0.0)
+            return torch.cat([torch.full((1,), side, dtype=image.dtype, device=image.device) for side in sides])
+
+        return centred, centre * constant("reach", (height, width), image, reach)
+
+    def _logits(self, feature: Tensor) -> Tensor:
+        """Scores of the bins of the three angles, `(B, 3, 66)`, float32."""
+        heads = (self.fc_yaw, self.fc_pitch, self.fc_roll)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.stack([head(feature) for head in heads], dim=1).float()
+        weight = constant("bins.weight", (), heads[0].weight, lambda: torch.cat([head.weight for head in heads]))
+        bias = constant("bins.bias", (), heads[0].bias, lambda: torch.cat([head.bias for head in heads]))
+        return F.linear(feature, weight, bias).unflatten(1, (3, BINS)).float()
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Features for the angles, `(B, C)`, and for the translation, which may know more of places, `(B, C')`."""

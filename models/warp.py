@@ -79,7 +79,7 @@ def splat_depth(pixels: Tensor, depth: Tensor, weight: Tensor) -> Splat:
     index, share = index.flatten(1), (share * weight[:, None]).flatten(1)
     values = depth[:, None].expand(-1, 4, -1, -1).flatten(1)
     # Pixels of next to no share must not own the z-buffer.
-    candidates = torch.where(share.detach() > 1e-3, values, FARTHEST_M)
+    candidates = torch.add(values, share.detach() <= 1e-3, alpha=FARTHEST_M)
     nearest = torch.full((batch, height * width), FARTHEST_M, dtype=depth.dtype, device=depth.device)
     nearest = nearest.scatter_reduce_(1, index, candidates, reduce="amin")
     behind = (values - nearest.gather(1, index)).clamp(min=0)
@@ -111,7 +111,7 @@ def _corners(pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The corners' steps, 1 - steps, 2 steps - 1; the first and last pixel."""
         rows, columns = torch.arange(4, device=pixels.device) // 2, torch.arange(4, device=pixels.device) % 2
         steps = torch.stack([columns, rows], -1).to(pixels)
-        last = torch.cat([torch.full((4, 1), side - 1.0).to(pixels) for side in (width, height)], 1)
+        last = torch.cat([torch.full_like(steps[:, :1], side - 1) for side in (width, height)], 1)
         return torch.stack([steps, 1 - steps, 2 * steps - 1, torch.zeros_like(steps), last])
 
     steps, far, sign, first, last = constant("corners", (height, width), pixels, make)[:, :, None, None].unbind(0)

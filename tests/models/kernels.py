@@ -13,12 +13,14 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.config import load_params
+from models.frozen import FusedConv
 from models.head3d import Head3D
 from models.per_frame import PerFrame, SubjectState
 from tasks.bench_animate import random_model
@@ -52,6 +54,8 @@ class KernelCount(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.convolution.default and args[1].is_contiguous(memory_format=torch.channels_last):
+            made = made.contiguous(memory_format=torch.channels_last)  # as a GPU gives it
         count = _kernels(func, args, made)
         if count:
             self.by_place[_place()] += count
@@ -83,12 +87,12 @@ def _place() -> str:
     return " < ".join(names) or "elsewhere"
 
 
-def paper_path(preset: str = "paper", precision: str = "float32") -> tuple[PerFrame, SubjectState]:
+def paper_path(preset: str = "paper", fused: bool = True) -> tuple[PerFrame, SubjectState]:
     """The per-frame path of a preset and a subject's state, without values.
 
     Args:
         preset: Name of a preset.
-        precision: Of the weights.
+        fused: As on a GPU: cuDNN's fused operations.
     """
     params = load_params(ROOT / "flows" / "presets" / f"{preset}.yaml", complete=False)
     size = params.crop.size_px
@@ -96,7 +100,25 @@ def paper_path(preset: str = "paper", precision: str = "float32") -> tuple[PerFr
         model: Head3D = random_model(params, size, META)
         path = PerFrame(model, size, size)
         subject = model.subject(torch.rand(2, 3, size, size), torch.ones(2, 1, size, size), 0)
-        return path, path.state(subject, None)
+        state = path.state(subject, None)
+    for part in path.modules():
+        if isinstance(part, FusedConv):
+            part.fast = fused
+        if isinstance(part, nn.Conv2d):  # as the engine stores them
+            part.weight.data = part.weight.contiguous(memory_format=torch.channels_last)
+    return path, state
+
+
+def fused_relu(x: Tensor, weight: Tensor, bias: Tensor, *how: Any) -> Tensor:
+    """Counts as one kernel; stands in for cuDNN's, which no other device has."""
+    del bias
+    return torch.conv2d(x, weight, None, *how)
+
+
+def fused_add_relu(x: Tensor, weight: Tensor, added: Tensor, alpha: float, bias: Tensor, *how: Any) -> Tensor:
+    """The same for the operation with a sum."""
+    del added, alpha, bias
+    return torch.conv2d(x, weight, None, *how)
 
 
 def count(path: PerFrame, state: SubjectState, batch: int = 1) -> KernelCount:
@@ -109,7 +131,11 @@ def count(path: PerFrame, state: SubjectState, batch: int = 1) -> KernelCount:
     """
     size = state.reference.shape[-2:]
     driving, mask = torch.rand(batch, 3, *size, device=META), torch.ones(batch, 1, *size, device=META)
-    with torch.no_grad():
+    with (
+        torch.no_grad(),
+        mock.patch("torch.cudnn_convolution_relu", fused_relu),
+        mock.patch("torch.cudnn_convolution_add_relu", fused_add_relu),
+    ):
         path(driving, mask, state)  # what is kept is made
         with KernelCount() as seen:
             path(driving, mask, state)
@@ -118,12 +144,13 @@ def count(path: PerFrame, state: SubjectState, batch: int = 1) -> KernelCount:
 
 def main() -> None:
     """Print a table."""
-    seen = count(*paper_path())
-    for counted in (seen.by_place, seen.by_name):
-        for name, kernels in counted.most_common():
-            sys.stdout.write(f"{kernels:5d}  {name}\n")
-        sys.stdout.write("\n")
-    sys.stdout.write(f"{seen.total} kernels a frame\n")
+    for fused in (False, True):
+        seen = count(*paper_path(fused=fused))
+        sys.stdout.write(f"{seen.total} kernels a frame, {'fused' if fused else 'not fused'} by cuDNN\n")
+        for counted in (seen.by_place, seen.by_name):
+            for name, kernels in counted.most_common():
+                sys.stdout.write(f"{kernels:5d}  {name}\n")
+            sys.stdout.write("\n")
 
 
 if __name__ == "__main__":

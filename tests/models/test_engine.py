@@ -17,6 +17,7 @@ from models.fusion import FusionNetwork
 from models.head3d import Head3D, Subject
 from models.per_frame import fold_batch_norms
 from models.pose_net import HeadPose
+from tests.models.test_frozen import as_cudnn, as_cudnn_add
 from tests.tasks.factory import head_clip
 from tests.tasks.test_training import settings
 from tests.tasks.untrained import untrained_model
@@ -148,6 +149,23 @@ def test_a_short_precision_stays_near_and_is_judged(
         left = iter(shares)
         monkeypatch.setattr("models.engine.change_of_error", lambda *_, left=left: next(left))
         assert choose_precision(model, subject, *stored) == chosen
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_convolutions_that_a_gpu_fuses_leave_the_frames_as_they_are(
+    model: Head3D, subject: Subject, stored: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, precision: Any
+):
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", as_cudnn)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", as_cudnn_add)
+    images, masks = as_images(stored)
+    plain, fused = Engine(model, precision), Engine(model, precision)
+    assert not plain._fused  # a CPU has no such operations
+    monkeypatch.setattr(fused, "_fused", True)
+    for engine in (plain, fused):
+        engine.start(subject)
+    error = (fused.images(images, masks) - plain.images(images, masks)).abs()
+    assert fused.notes == []
+    assert error.max() < 1e-4 if precision == "tf32" else error.mean() < 5e-3
 
 
 def test_where_the_compiler_fails_the_path_runs_without_it_and_says_so(
