@@ -221,9 +221,10 @@ class Engine:
     def _compute(self, frames: Tensor, masks: Tensor, state: SubjectState) -> Made:
         """Stored frames to stored frames, on the device."""
         assert self._path is not None
-        images = frames.permute(0, 3, 1, 2).float() / 255  # lies in memory with the channels last, as it should
-        new, angles, _ = self._path(images, masks[:, None].float(), state)
-        return Made((new.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1), angles)
+        images = frames.permute(0, 3, 1, 2) / 255  # float32; lies in memory with the channels last, as it should
+        new, angles, _ = self._path(images, masks[:, None], state)
+        rounded = (new * 255).round().permute(0, 2, 3, 1)  # a sigmoid made it: it is in [0, 1]
+        return Made(rounded.to(torch.uint8, memory_format=torch.contiguous_format), angles)
 
     def _guarded(self, frames: Tensor, masks: Tensor) -> Made:
         """`_run`, without the compiler if that fails."""

@@ -200,16 +200,50 @@ def _with_parser(engine: Engine, bench: Bench) -> dict[str, float]:
     return {"stream_ms_median": float(np.median(took)), "stream_ms_p95": float(np.quantile(took, 0.95))}
 
 
-def modes(bench: Bench) -> list[tuple[str, Precision, bool]]:
-    """Name, precision and whether it is compiled; what a CPU gains nothing by is left out."""
+class Mode(NamedTuple):
+    """One way of the engine.
+
+    Attributes:
+        name: In the figures.
+        precision: Of the networks.
+        compiled: By torch.compile.
+        fused: Whether cuDNN joins convolution, sum and ReLU (on a GPU, but not in float32).
+    """
+
+    name: str
+    precision: Precision
+    compiled: bool = False
+    fused: bool = True
+
+
+def modes(bench: Bench) -> list[Mode]:
+    """What is measured; what a CPU gains nothing by is left out."""
     on_gpu = bench.device.type == "cuda"
-    found: list[tuple[str, Precision, bool]] = [(name, name, False) for name in PRECISIONS if on_gpu]
-    if not on_gpu:
-        found = [("float32", "float32", False)]
+    found = [Mode("float32", "float32")]
+    if on_gpu:
+        found = [*(Mode(name, name) for name in PRECISIONS), Mode("float16_unfused", "float16", fused=False)]
     if bench.compiled:
         short: tuple[Precision, ...] = ("float16", "bfloat16") if on_gpu else ("float32",)
-        found += [(f"{name}_compiled", name, True) for name in short]
+        found += [Mode(f"{name}_compiled", name, compiled=True) for name in short]
     return found
+
+
+def _kernels(call: Callable[[], Any], device: torch.device) -> int | None:
+    """Kernels and copies that the GPU runs in a call; None on a CPU, or where they cannot be counted."""
+    from torch.profiler import DeviceType, ProfilerActivity, profile
+
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        call()
+        wait(device)
+    return sum(event.device_type == DeviceType.CUDA for event in seen.events()) or None
+
+
+def _tell(mode: str, figures: dict[str, Any]) -> None:
+    """A mode's figures as soon as they are known: a run that is cut short has shown what it measured."""
+    sys.stderr.write(json.dumps({"mode": mode, **figures}) + "\n")
+    sys.stderr.flush()
 
 
 def bench_animate(model: Head3D, bench: Bench) -> dict[str, Any]:
@@ -235,10 +269,11 @@ def bench_animate(model: Head3D, bench: Bench) -> dict[str, Any]:
     subject_ms = 1e3 * (time.perf_counter() - started)
     peak = measured_peak(device)
     made: dict[str, dict[str, Any]] = {"plain_float32": _plain(model, subject, bench)}
+    _tell("plain_float32", made["plain_float32"])
     notes, flops, parser = [], 0, {}
-    for name, precision, compiled in modes(bench):
+    for name, precision, compiled, fused in modes(bench):
         started = time.perf_counter()
-        engine = Engine(model, precision, compiled=compiled)
+        engine = Engine(model, precision, compiled=compiled, fused=fused)
         engine.start(subject)
         engine.frame(frames[0], masks[0])
         first_ms = 1e3 * (time.perf_counter() - started)
@@ -251,9 +286,11 @@ def bench_animate(model: Head3D, bench: Bench) -> dict[str, Any]:
             "first_frame_ms": first_ms,
             **figures,
             **_apart(model, engine, subject, bench.size_px, bench.batch),
+            "kernels_per_frame": _kernels(partial(engine.frame, frames[0], masks[0]), device),
         }
+        _tell(name, {**made[name], "notes": engine.notes})
         notes += [f"{name}: {note}" for note in engine.notes]
-        if bench.with_parser and name == modes(bench)[-1][0]:
+        if bench.with_parser and name == [mode for mode in modes(bench) if mode.fused][-1].name:
             parser = {"with_parser": {"mode": name, **_with_parser(engine, bench)}}
         del engine
     for figures in made.values():

@@ -37,12 +37,16 @@ def test_painted_heads_move_and_lie_under_their_masks():
     assert set(masks.unique().tolist()) == {0, 1}
 
 
-def test_a_frame_is_measured_in_every_mode(tmp_path: Path):
+def test_a_frame_is_measured_in_every_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     params = settings()
     model = random_model(params, 48, CPU)
     figures = bench_animate(model, Bench(CPU, 48, 3, 2, False, True))
     assert list(figures["modes"]) == ["plain_float32", "float32"]
     own = figures["modes"]["float32"]
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [one.pop("mode") for one in told] == ["plain_float32", "float32"]  # each as soon as it was measured
+    assert told[1].items() >= {key: own[key] for key in ("stream_ms_median", "batch_fps", "kernels_per_frame")}.items()
+    assert own["kernels_per_frame"] is None  # a CPU runs none
     assert own["mse_to_eager"] < 1e-8
     assert own["change_of_error"] < 1e-3
     assert own["largest_difference_levels"] <= 1
@@ -59,8 +63,8 @@ def test_a_frame_is_measured_in_every_mode(tmp_path: Path):
 
 def test_a_gpu_is_measured_in_every_precision():
     gpu = Bench(torch.device("cuda"), 48, 3, 2, True, False)
-    assert [name for name, _, _ in modes(gpu)] == [
-        *("float32", "tf32", "float16", "bfloat16"),
+    assert [mode.name for mode in modes(gpu)] == [
+        *("float32", "tf32", "float16", "bfloat16", "float16_unfused"),
         *("float16_compiled", "bfloat16_compiled"),
     ]
 
