@@ -61,6 +61,9 @@ class Stepper:
         self.batches = batches_of(job, self.ranks)
         self._average = [(averaged[name], value) for name, value in trained_values(job).items() if name in averaged]
         self.record = record and job.device.type == "cuda"
+        self._searched = torch.backends.cudnn.benchmark
+        if self.record:  # a step's shapes do not change: it pays to try which of cuDNN's algorithms is fastest
+            torch.backends.cudnn.benchmark = True
         self._phase, self._taken = "", 0
         self._drawn: dict[str, Tensor] = {}
         self._values = torch.empty(0)
@@ -94,6 +97,7 @@ class Stepper:
     def close(self) -> None:
         """Let go of the recorded step, as must be before the processes part, and of the batches."""
         self._graph = None
+        torch.backends.cudnn.benchmark = self._searched
         self.batches.close()
 
     def _draw(self, step: int) -> None:

@@ -18,6 +18,7 @@ from models.config import Params
 from tasks.bench_train import (
     PAPER_STEPS,
     TrainBench,
+    _backward_flops,
     bench_train,
     make_job,
     measure_stage,
@@ -136,3 +137,18 @@ def test_it_starts_where_there_is_little_but_torch():
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert "--own-statistics" in shown.stdout
+
+
+@pytest.mark.parametrize("groups", [1, 4, 16])
+def test_the_gradients_of_a_convolution_count_twice_what_it_counts(groups: int):
+    convolution = torch.nn.Conv2d(16, 32, 3, padding=1, stride=2, groups=groups)
+    image = torch.randn(2, 16, 8, 8, requires_grad=True)
+    mapping = {torch.ops.aten.convolution_backward: _backward_flops}
+    with FlopCounterMode(display=False) as forward:
+        out = convolution(image)
+    with FlopCounterMode(display=False, custom_mapping=mapping) as backward:
+        out.sum().backward()
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()
+    with FlopCounterMode(display=False, custom_mapping=mapping) as weights_alone:
+        convolution(image.detach()).sum().backward()
+    assert weights_alone.get_total_flops() == 2 * forward.get_total_flops()  # forward once, gradient once
