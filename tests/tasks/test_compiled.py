@@ -1,0 +1,34 @@
+"""`runtime.compile` takes a stage's whole losses: nothing in them may break the graph apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tasks.bench_train import make_job, synthetic_clips, with_batch
+from tests.tasks.test_training import CPU, settings
+
+
+@pytest.mark.parametrize("stage", ["geometry", "canonical", "fusion"])
+def test_the_losses_of_a_stage_are_one_graph_with_the_same_values(stage: str):
+    params = with_batch(settings(geometry={"bootstrap": "both", "rendered_people": 1}), 2, 2)
+    net = params.fusion.flow_net.model_copy(update={"regions": 8})
+    fusion = params.fusion.model_copy(update={"parts_weight": 1.0, "face_weight": 1.0, "flow_net": net})
+    params = params.model_copy(update={"fusion": fusion})
+    job = make_job(params, stage, synthetic_clips(params, getattr(params, stage).train, 48, CPU))
+    step = params.geometry.bootstrap_steps if stage == "geometry" else 0
+    drawn, phase = job.losses.draw(step), job.losses.phase(step)
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> object:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    with torch._dynamo.config.patch(recompile_limit=64):
+        found = torch.compile(job.losses.__call__, backend=count, fullgraph=True, dynamic=False)(phase, drawn)
+    expected = job.losses(phase, drawn)
+    assert graphs == 1
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
