@@ -61,6 +61,11 @@ class ReferenceLook(NamedTuple):
         return ReferenceLook(wide(self.image), wide(self.small), regions, tuple(wide(one) for one in self.features))
 
 
+def to_be_sampled(feature: Tensor) -> Tensor:
+    """A feature as `grid_sample` takes it on a GPU, which would bring it there in two passes: float32, by channels."""
+    return feature.to(torch.float32, memory_format=torch.contiguous_format)
+
+
 def attend_where_seen(attention: Tensor, shown: Tensor) -> Tensor:
     """Attention that never rests on the black around x_hat_dri: what a_head has there goes to a_ref.
 
@@ -175,7 +180,7 @@ class FusionNetwork(nn.Module):
         if self.with_head:
             small_head = self.flow.shrink(head.image)
             of_head_regions, of_driving = self.flow.find_regions([small_head, small_driving])
-            features: Sequence[Tensor] = self.encoder(head.image)
+            features: Sequence[Tensor] = [to_be_sampled(feature) for feature in self.encoder(head.image)]
         else:
             small_head, of_head_regions, features = reference.small, reference.regions, reference.features
             (of_driving,) = self.flow.find_regions([small_driving])

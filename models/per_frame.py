@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.canonical import CanonicalHead, HeadLayer, render_layer
 from models.frozen import fuse_convolutions
-from models.fusion import FusionNetwork, ReferenceLook
+from models.fusion import FusionNetwork, ReferenceLook, to_be_sampled
 from models.geometry import intrinsics
 from models.head3d import Head3D, Subject
 from models.kept import Kept, keeping
@@ -103,7 +103,7 @@ class PerFrame(nn.Module):
             still if first is None else (own.angles_deg - first.angles_deg, own.translation_m - first.translation_m)
         )
         # They are sampled in float32, whatever they were computed in: once here, not in every frame.
-        features = (feature.float() for feature in look.features)
+        features = (to_be_sampled(feature) for feature in look.features)
         known = (*subject.head, subject.depth, subject.reference, look.small, *look.regions, *features)
         return SubjectState._make((*known, *offset))
 

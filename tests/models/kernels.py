@@ -33,17 +33,33 @@ TWICE = ("aten.index_add.", "aten.scatter_reduce.", "aten.scatter_add.", "aten.e
 """A copy or a filling, and then the work."""
 
 
+PARTS = {
+    "PoseNetwork": "F_P",
+    "HeadPose.pose": "x_hat_dri",
+    "render_layer": "x_hat_dri",
+    "RegionPredictor": "Phi's regions",
+    "FlowPredictor": "Phi",
+    "ImageEncoder": "E_F",
+    "compose.mix": "Eq. 7",
+    "ImageDecoder": "Omega_F",
+    "compose": "Eq. 7",
+}
+"""Part of a function's name -> part of the method; the innermost function of these counts."""
+
+
 class KernelCount(TorchDispatchMode):
     """Counts kernels while it is on.
 
     Attributes:
         by_place: Innermost function of `models/` -> kernels.
+        by_part: Part of the method (`PARTS`) -> kernels.
         by_name: Operation -> kernels.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.by_place: Counter[str] = Counter()
+        self.by_part: Counter[str] = Counter()
         self.by_name: Counter[str] = Counter()
 
     @property
@@ -58,7 +74,9 @@ class KernelCount(TorchDispatchMode):
             made = made.contiguous(memory_format=torch.channels_last)  # as a GPU gives it
         count = _kernels(func, args, made)
         if count:
-            self.by_place[_place()] += count
+            place, part = _place()
+            self.by_place[place] += count
+            self.by_part[part] += count
             self.by_name[str(func)] += count
         return made
 
@@ -75,16 +93,17 @@ def _kernels(func: Any, args: tuple[Any, ...], made: Any) -> int:
     return 2 if biased or name.startswith(TWICE) else 1
 
 
-def _place() -> str:
-    """The innermost function of `models/` that is being run, and the one of there that called it."""
+def _place() -> tuple[str, str]:
+    """The innermost function of `models/` that is being run with the one of there that called it, and its part."""
     names: list[str] = []
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and len(names) < 2:
+    while frame is not None:
         file = Path(frame.f_code.co_filename)
         if file.parent == ROOT / "models" and not frame.f_code.co_name.startswith(("<", "wrapped")):
             names.append(f"{file.stem}.{frame.f_code.co_qualname.replace('.<locals>', '')}")
         frame = frame.f_back
-    return " < ".join(names) or "elsewhere"
+    known = (part for name in names for key, part in PARTS.items() if key in name)
+    return " < ".join(names[:2]) or "elsewhere", next(known, "the rest")
 
 
 def paper_path(preset: str = "paper", fused: bool = True) -> tuple[PerFrame, SubjectState]:
@@ -147,7 +166,7 @@ def main() -> None:
     for fused in (False, True):
         seen = count(*paper_path(fused=fused))
         sys.stdout.write(f"{seen.total} kernels a frame, {'fused' if fused else 'not fused'} by cuDNN\n")
-        for counted in (seen.by_place, seen.by_name):
+        for counted in (seen.by_part, seen.by_place, seen.by_name):
             for name, kernels in counted.most_common():
                 sys.stdout.write(f"{kernels:5d}  {name}\n")
             sys.stdout.write("\n")
