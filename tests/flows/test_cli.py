@@ -106,7 +106,7 @@ def test_preset_refuses_and_changes_nothing(
 def test_preset_list(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("preset", "--list") == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("demo", "local", "paper", "paper-256", "paper-512", "tiny"))
+    assert all(name in text for name in ("demo", "local", "paper", "paper-256", "paper-512", "rendered", "tiny"))
 
 
 def test_unexpected_error_is_short_and_debug_shows_where(
