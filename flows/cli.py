@@ -18,7 +18,7 @@ from flows.commands_bench import bench
 from flows.commands_bench_train import train as bench_train
 from flows.commands_bench_use import animate as bench_animate
 from flows.commands_bench_use import store as bench_store
-from flows.commands_check import check_geometry
+from flows.commands_check import check_expressions, check_geometry
 from flows.commands_export import export
 from flows.commands_head import attention, canonical, view
 from flows.commands_parse import parse
@@ -105,6 +105,7 @@ app.command()(view)
 app.command()(attention)
 app.command()(metrics)
 app.command()(check_geometry)
+app.command()(check_expressions)
 app.command()(parse)
 app.command()(train_parser)
 app.command()(export)

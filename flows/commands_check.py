@@ -1,4 +1,4 @@
-"""`head3d check-geometry`: the geometry's bars."""
+"""`head3d check-geometry`, the geometry's bars, and `head3d check-expressions`, whether mouths and eyes follow."""
 
 from __future__ import annotations
 
@@ -34,6 +34,51 @@ def check_geometry(
     from tasks import check_geometry as checking
 
     show_bars(checking.check_geometry(people, size), as_json)
+
+
+def check_expressions(
+    method: Annotated[
+        list[str] | None, typer.Option(help="A method that was generated; may be given again. None: all.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the parser runs: auto, cpu, cuda, cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Measure whether mouths, lips and eyes of the generated videos follow the driving ones.
+
+    The embedded head parser reads every frame twice; over the frames of a video, area of the inner mouth, height
+    of the lips and the area of the eyes are correlated with the driving video's. Videos whose driving frames do not
+    move, or cannot be read alike twice, say nothing.
+
+    Examples:
+
+      head3d check-expressions
+
+      head3d check-expressions --method head3d --method copy_reference --json
+    """
+    from flows.project import enter_project
+    from tasks import expressions
+    from tasks.generated import records
+    from tasks.parser_network import load_network
+
+    params, paths = enter_project()
+    wanted = method or params.generate.methods
+    unknown = [name for name in wanted if name not in params.generate.methods]
+    if unknown:
+        raise typer.BadParameter(
+            f"{', '.join(unknown)} not in generate.methods: {', '.join(params.generate.methods)}", param_hint="--method"
+        )
+    table = expressions.check_expressions(paths, wanted, load_network("embedded", device, False))
+    if as_json:
+        typer.echo(table.to_json(orient="records", indent=2))
+        return
+    shown = Table(
+        "method", "setting", "measure", "videos", "correlation", "ratio of motion", box=None, header_style="bold"
+    )
+    for row in records(table):
+        error = "" if row["videos"] < 2 else f" ± {row['standard_error']:.2f}"
+        figures = (str(row["videos"]), f"{row['correlation']:.2f}{error}", f"{row['ratio']:.2f}")
+        shown.add_row(row["method"], row["setting"], row["measure"], *figures)
+    Console().print(shown)
 
 
 def show_bars(bars: Sequence[Bar], as_json: bool) -> None:

@@ -18,7 +18,8 @@ from models.config import ConfigError
 
 def preset(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="demo, local (or folder), paper, paper-256, paper-512, rendered, tiny.")
+        str | None,
+        typer.Argument(metavar="NAME", help="demo, local (or folder), paper, paper-256, paper-512, rendered, tiny."),
     ] = None,
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Take the videos below this directory instead of the demo's.")

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import zarr
 
 from models.config import Params
 from tasks import ablation
 from tasks.device import choose_device
 from tasks.errors import StageError
-from tasks.generated import SECONDS, missing_videos, read_pairs, read_seconds, records
+from tasks.generated import SECONDS, missing_videos, read_output, read_pairs, read_seconds, records
 from tasks.methods import BASELINE, METHODS, OURS, of_role
 from tasks.metrics import definitions, mean_or_none, measure
 from tasks.paths import Paths
@@ -128,7 +127,7 @@ def _measure_all(methods: list[str], good: pd.DataFrame, paths: Paths, perceptua
         for pair, made in pairs:
             driving = np.asarray(truth[int(pair["driving_row"])])
             for method in made:
-                output = _output(generated, method, pair)
+                output = read_output(generated, method, pair)
                 row = {"pair": pair["pair"], "setting": pair["setting"], "method": method, "dataset": pair["dataset"]}
                 if pair["setting"] == "self":
                     row.update(measure(output, driving, perceptual))
@@ -136,13 +135,6 @@ def _measure_all(methods: list[str], good: pd.DataFrame, paths: Paths, perceptua
                 rows.append(row)
                 bar.update()
     return pd.DataFrame(rows)
-
-
-def _output(generated: zarr.Group, method: str, pair: dict[str, Any]) -> np.ndarray:
-    name = f"{method}/{pair['setting']}"
-    if name not in generated:
-        raise StageError(f"generated/frames.zarr has no array {name}; run `dvc repro --force generate`")
-    return np.asarray(array(generated, name)[int(pair["index"])])
 
 
 def _table(per_video: pd.DataFrame, figures: list[str]) -> pd.DataFrame:

@@ -8,11 +8,14 @@ from statistics import median
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import zarr
 
 from tasks.disk import whole_file
 from tasks.errors import StageError
 from tasks.paths import Paths
+from tasks.stores import array
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -31,6 +34,23 @@ def read_pairs(paths: Paths) -> pd.DataFrame:
         raise StageError(f"{path} does not exist; `dvc repro generate` makes it")
     names = ("pair", "dataset", "subject_clip", "driving_clip", "subject_identity", "driving_identity")
     return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False)
+
+
+def read_output(generated: zarr.Group, method: str, pair: dict[str, Any]) -> np.ndarray:
+    """The lossless frames of a generated video, `(T, H, W, 3)` uint8.
+
+    Args:
+        generated: The store `generated/frames.zarr`.
+        method: Its method.
+        pair: Its row of the table of pairs.
+
+    Raises:
+        StageError: The store has no such method.
+    """
+    name = f"{method}/{pair['setting']}"
+    if name not in generated:
+        raise StageError(f"generated/frames.zarr has no array {name}; run `dvc repro --force generate`")
+    return np.asarray(array(generated, name)[int(pair["index"])])
 
 
 EXTERNAL = "external.csv"

@@ -16,7 +16,7 @@ from flows.preset_files import preset_text
 from tasks.video import write_video
 
 COMMANDS = (
-    *("preset", "doctor", "inspect", "parse", "metrics", "check-geometry", "train-parser"),
+    *("preset", "doctor", "inspect", "parse", "metrics", "check-geometry", "check-expressions", "train-parser"),
     *("animate", "canonical", "view", "attention", "export"),
 )
 
