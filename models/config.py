@@ -49,7 +49,7 @@ class Runtime(Section):
     sync_batch_norm: bool  # GPUs that train together share their batch norms' statistics: as one GPU with the batch
     clips_on_gpu: ClipsOnGpu  # else they stay in the host's memory, or in a file in data/ where that is too small
     cuda_graphs: bool  # on a GPU, record a training step once and replay it
-    compile: bool  # on a GPU, let torch.compile fuse the networks' kernels: minutes at the start, then faster steps
+    compile: bool  # on a GPU, let torch.compile fuse the losses' kernels: minutes at the start, then faster steps
     scheduler: str  # local: processes of this machine; tcp://host:port: a Dask cluster that sees the same folders
     workers: Positive  # worker processes of crop and parse (scheduler: local)
     stores: str  # where new Zarr stores go: empty, the data folder; or s3://bucket/folder (any fsspec address)

@@ -119,10 +119,16 @@ def regions_from_heat(heat: Tensor) -> Regions:
     Returns:
         The regions.
     """
+    centre, covariance = heat_moments(heat)
+    return Regions(centre, _matrix_sqrt(covariance))
+
+
+def heat_moments(heat: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean `(B, K, 2)`, xy, and covariance `(B, K, 2, 2)` of heat maps `(B, K, h, w)` that sum to 1, normalised."""
     moments = (heat[:, :, None] * _powers(heat.shape[-2], heat.shape[-1], heat)).sum((-2, -1))
     centre = moments[..., :2]
     second = moments[..., 2:].unflatten(-1, (2, 2))
-    return Regions(centre, _matrix_sqrt(second - centre[..., None] * centre[..., None, :]))
+    return centre, second - centre[..., None] * centre[..., None, :]
 
 
 def _powers(height: int, width: int, like: Tensor) -> Tensor:

@@ -219,13 +219,7 @@ def warp_frame_from_canonical(depth: Tensor, mask: Tensor, pose: Pose, K: Tensor
 
 @full_precision
 def pixels_from_canonical(depth: Tensor, mask: Tensor, pose: Pose, K: Tensor) -> tuple[Tensor, Splat]:
-    """`warp_frame_from_canonical` before the mask is sampled.
-
-    Args:
-        depth: Depth of the canonical frame, `(B, H, W)`, metres.
-        mask: Head mask of the canonical frame, `(B, 1, H, W)`, in [0, 1].
-        pose: Pose that the head shall have.
-        K: `(3, 3)`.
+    """`warp_frame_from_canonical`, whose arguments it has, before the mask is sampled.
 
     Returns:
         Pixels of the canonical frame, `(B, H, W, 2)`, and its depth in the frame.

@@ -31,7 +31,7 @@ from models.fusion import FusionNetwork
 from models.head3d import Head3D, Subject
 from models.pose_net import PoseNetwork
 from tasks.device import choose_device
-from tasks.device_peak import measured_peak, wait
+from tasks.device_peak import kernels, measured_peak, wait
 
 REFERENCES = 5
 WARM_CALLS = 5
@@ -228,18 +228,6 @@ def modes(bench: Bench) -> list[Mode]:
     return found
 
 
-def _kernels(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Kernels and copies that the GPU runs in a call; None on a CPU, or where they cannot be counted."""
-    from torch.profiler import DeviceType, ProfilerActivity, profile
-
-    if device.type != "cuda":
-        return None
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        call()
-        wait(device)
-    return sum(event.device_type == DeviceType.CUDA for event in seen.events()) or None
-
-
 def _tell(mode: str, figures: dict[str, Any]) -> None:
     """A mode's figures as soon as they are known: a run that is cut short has shown what it measured."""
     sys.stderr.write(json.dumps({"mode": mode, **figures}) + "\n")
@@ -286,7 +274,7 @@ def bench_animate(model: Head3D, bench: Bench) -> dict[str, Any]:
             "first_frame_ms": first_ms,
             **figures,
             **_apart(model, engine, subject, bench.size_px, bench.batch),
-            "kernels_per_frame": _kernels(partial(engine.frame, frames[0], masks[0]), device),
+            "kernels_per_frame": kernels(partial(engine.frame, frames[0], masks[0]), device),
         }
         _tell(name, {**made[name], "notes": engine.notes})
         notes += [f"{name}: {note}" for note in engine.notes]

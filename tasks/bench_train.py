@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,7 +29,7 @@ from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import canonical_job
 from tasks.clip_data import ClipSet
 from tasks.device import choose_device
-from tasks.device_peak import measured_peak, wait
+from tasks.device_peak import kernels, measured_peak, wait
 from tasks.devices import on_devices
 from tasks.face_parts import PARTS
 from tasks.fusion import build_networks as build_fusion
@@ -147,7 +148,7 @@ def measure_stage(
     start = params.geometry.bootstrap_steps if stage == "geometry" else 0
     figures = _timed(stepper, start, bench.steps, begin)
     memory = _memory_gib(device)
-    kernels = _kernels(stepper, start + bench.steps)
+    counted = kernels(partial(stepper.take, start + bench.steps), device)
     bootstrap: dict[str, Any] = {}
     if start:
         # `start` may be a few steps only, and all of them are alike
@@ -170,7 +171,7 @@ def measure_stage(
         **bootstrap,
         "gflop_per_sample": flops * Ranks.here().count / config.batch_videos / 1e9,
         "memory_gib": memory,
-        "kernels_per_step": kernels,
+        "kernels_per_step": counted,
     }
 
 
@@ -297,18 +298,6 @@ def _backward_flops(
     """
     del image, out_shape, rest
     return 2 * math.prod(slope[:1]) * math.prod(slope[2:]) * math.prod(weight) * sum(more[-1][:2])
-
-
-def _kernels(stepper: Stepper, step: int) -> int | None:
-    """Kernels and copies that the GPU runs in a step; None on the CPU, or where they cannot be counted."""
-    from torch.profiler import DeviceType, ProfilerActivity, profile
-
-    if stepper.job.device.type != "cuda":
-        return None
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        stepper.take(step)
-        wait(stepper.job.device)
-    return sum(event.device_type == DeviceType.CUDA for event in seen.events()) or None
 
 
 def _memory_gib(device: torch.device) -> float:

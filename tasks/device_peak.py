@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -46,3 +48,15 @@ def wait(device: torch.device) -> None:
     """Wait until the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def kernels(call: Callable[[], Any], device: torch.device) -> int | None:
+    """Kernels and copies that the GPU runs in a call; None on the CPU, or where they cannot be counted."""
+    from torch.profiler import DeviceType, ProfilerActivity, profile
+
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        call()
+        wait(device)
+    return sum(event.device_type == DeviceType.CUDA for event in seen.events()) or None

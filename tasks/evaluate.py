@@ -15,8 +15,8 @@ from models.config import Params
 from tasks import ablation
 from tasks.device import choose_device
 from tasks.errors import StageError
-from tasks.generated import SECONDS, missing_videos, read_output, read_pairs, read_seconds, records
-from tasks.methods import BASELINE, METHODS, OURS, of_role
+from tasks.generated import SECONDS, made_by, missing_videos, read_output, read_pairs, read_seconds, records
+from tasks.methods import BASELINE, OURS, of_role
 from tasks.metrics import definitions, mean_or_none, measure
 from tasks.paths import Paths
 from tasks.perceptual_metric import PerceptualMetric
@@ -119,10 +119,7 @@ def _measure_all(methods: list[str], good: pd.DataFrame, paths: Paths, perceptua
     generated = open_store(paths.generated / "frames.zarr")
     rows: list[dict[str, Any]] = []
     missing = missing_videos(paths)
-    pairs = [
-        (pair, [m for m in methods if pair["setting"] in METHODS[m].settings and (m, pair["pair"]) not in missing])
-        for pair in records(good)
-    ]
+    pairs = [(pair, made_by(methods, pair, missing)) for pair in records(good)]
     with progress("evaluate", sum(len(made) for _, made in pairs), "video") as bar:
         for pair, made in pairs:
             driving = np.asarray(truth[int(pair["driving_row"])])

@@ -14,9 +14,8 @@ import pandas as pd
 from torch import Tensor
 
 from tasks.errors import StageError
-from tasks.generated import missing_videos, read_output, read_pairs, records
+from tasks.generated import made_by, missing_videos, read_output, read_pairs, records
 from tasks.labels import HEAD_AND_HAT, LEFT_EYE, LOWER_LIP, MIRRORED_IDS, MOUTH, RIGHT_EYE, UPPER_LIP
-from tasks.methods import METHODS
 from tasks.parser_network import ParserNetwork
 from tasks.paths import Paths
 from tasks.progress import progress
@@ -123,12 +122,7 @@ def check_expressions(paths: Paths, methods: list[str], network: ParserNetwork) 
         raise StageError("none of the generated pairs is finished; see the reasons in generated/pairs.csv")
     truth, generated = array(open_store(paths.clips), "frames"), open_store(paths.generated / "frames.zarr")
     missing = missing_videos(paths)
-    wanted = [
-        (pair, method)
-        for pair in good
-        for method in methods
-        if pair["setting"] in METHODS[method].settings and (method, pair["pair"]) not in missing
-    ]
+    wanted = [(pair, method) for pair in good for method in made_by(methods, pair, missing)]
     rows: list[dict[str, Any]] = []
     read: dict[int, np.ndarray] = {}
     with progress("expressions", len(wanted), "video") as bar:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.warp import normalised_grid
+from models.motion import heat_moments
 from tasks.labels import LEFT_BROW, LEFT_EYE, LOWER_LIP, MIRRORED_IDS, MOUTH, NOSE, RIGHT_BROW, RIGHT_EYE, UPPER_LIP
 from tasks.paths import Paths
 
@@ -42,19 +42,14 @@ def part_moments(labels: Tensor) -> Tensor:
         `(T, P, 5)` float32: x, y, and xx, xy, yy of the covariance, in normalised coordinates; NaN where not seen.
     """
     height, width = labels.shape[-2:]
-    grid = normalised_grid(height, width, torch.empty(0, device=labels.device))[0]
-    across, down = grid[0, :, 0], grid[:, 0, 1]
     found = []
     for part in PARTS:
         inside = torch.stack([labels == label for label in part]).any(0).float()
         area = inside.sum((1, 2))
         area = torch.where(area >= MIN_SHARE * height * width, area, torch.nan)
-        columns, rows = inside.sum(1) / area[:, None], inside.sum(2) / area[:, None]
-        x, y = columns @ across, rows @ down
-        xx, yy = columns @ across.square() - x * x, rows @ down.square() - y * y
-        xy = ((inside @ across) @ down) / area - x * y
-        found.append(torch.stack([x, y, xx, xy, yy], -1))
-    return torch.stack(found, 1)
+        centre, covariance = heat_moments((inside / area[:, None, None])[:, None])
+        found.append(torch.cat([centre, covariance[..., 0, :], covariance[..., 1, 1:]], -1))
+    return torch.cat(found, 1)
 
 
 def mirrored_parts(parts: Tensor, flip: Tensor) -> Tensor:

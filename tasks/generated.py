@@ -14,6 +14,7 @@ import zarr
 
 from tasks.disk import whole_file
 from tasks.errors import StageError
+from tasks.methods import METHODS
 from tasks.paths import Paths
 from tasks.stores import array
 
@@ -71,6 +72,17 @@ def missing_videos(paths: Paths) -> set[tuple[str, str]]:
     table = read_external(paths.generated)
     bad = table[table["status"] != "ok"]
     return set(zip(bad["method"], bad["pair"], strict=True))
+
+
+def made_by(methods: Sequence[str], pair: dict[str, Any], missing: set[tuple[str, str]]) -> list[str]:
+    """Of some methods, those that a pair was made with.
+
+    Args:
+        methods: Their names.
+        pair: Its row of the table of pairs.
+        missing: From `missing_videos`.
+    """
+    return [one for one in methods if pair["setting"] in METHODS[one].settings and (one, pair["pair"]) not in missing]
 
 
 SECONDS = "generate_seconds.csv"

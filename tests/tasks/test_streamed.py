@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from models.config import Params
-from tasks import canonical, fusion, parse, room
+from tasks import canonical, fusion, room
 from tasks.batches import PrefetchedBatches
 from tasks.clip_data import load_clips
 from tasks.head_bank import HeadBank
 from tasks.paths import Paths
-from tests.tasks.rendered import make_clip_store
 from tests.tasks.small_training import result
-from tests.tasks.test_training import STAGES, settings, weights
+from tests.tasks.test_training import STAGES, parsed_clips, settings, weights
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -32,10 +31,7 @@ def streamed(**more: Any) -> Params:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Paths:
-    """Six clips of three people, parsed."""
-    paths = make_clip_store(tmp_path_factory.mktemp("batches"), 6, set(), frames=4, size_px=48)
-    parse.run(settings(), paths, "parse")
-    return paths
+    return parsed_clips(tmp_path_factory.mktemp("batches"))
 
 
 @pytest.fixture(scope="module")

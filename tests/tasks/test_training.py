@@ -57,12 +57,16 @@ def settings(**more: Any) -> Params:
     )
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+def parsed_clips(folder: Path) -> Paths:
     """Six clips of three people, parsed."""
-    paths = make_clip_store(tmp_path_factory.mktemp("training"), 6, set(), frames=4, size_px=48)
+    paths = make_clip_store(folder, 6, set(), frames=4, size_px=48)
     parse.run(settings(), paths, "parse")
     return paths
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    return parsed_clips(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(scope="module")
