@@ -66,7 +66,7 @@ class Hourglass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, h, w)` to `(B, channels, h, w)`."""
-        skips = [x]
+        skips = [channels_last(x)]
         for block in self.down:
             skips.append(F.avg_pool2d(block(skips[-1]), 2, ceil_mode=True))
         x = skips.pop()
@@ -120,7 +120,7 @@ def regions_from_heat(heat: Tensor) -> Regions:
         The regions.
     """
     centre, covariance = heat_moments(heat)
-    return Regions(centre, _matrix_sqrt(covariance))
+    return Regions(centre, matrix_sqrt(covariance))
 
 
 def heat_moments(heat: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,7 @@ def _eye(like: Tensor) -> Tensor:
     return constant("eye", (2,), like, lambda: torch.eye(2, dtype=like.dtype, device=like.device))
 
 
-def _matrix_sqrt(matrix: Tensor) -> Tensor:
+def matrix_sqrt(matrix: Tensor) -> Tensor:
     """Square root of symmetric positive 2x2 matrices, in closed form.
 
     MRAA takes U S^(1/2) of an SVD, whose columns change sign at random; the symmetric root does not (our choice).

@@ -60,11 +60,11 @@ def test_mirrored_parts_are_the_parts_of_the_mirrored_labels() -> None:
 
 
 def regions_like(parts: torch.Tensor, more: int = 3) -> Regions:
-    """Regions that lie exactly on the known parts, and some others."""
+    """Regions that lie exactly on the known parts, as Phi finds them (symmetric roots), and some others."""
     parts = torch.nan_to_num(parts, nan=0.3)
     covariance = torch.stack([parts[..., 2:4], parts[..., 3:5]], -2)
-    values, vectors = torch.linalg.eigh(covariance)
-    frame = vectors * values.clamp(min=1e-8).sqrt()[..., None, :]
+    values, vectors = torch.linalg.eigh(covariance + 1e-4 * torch.eye(2))
+    frame = vectors @ torch.diag_embed(values.sqrt()) @ vectors.mT
     away = torch.rand(len(parts), more, 2, generator=torch.Generator().manual_seed(0))
     return Regions(
         torch.cat([parts[..., :2], away], 1), torch.cat([frame, torch.eye(2).expand(len(parts), more, 2, 2)], 1)
@@ -77,6 +77,16 @@ def test_the_distance_is_zero_on_the_parts_and_a_pixel_costs_about_one() -> None
     assert part_distance(on, parts) < 1e-3
     beside = Regions(on.centre + 0.02, on.frame)
     assert abs(float(part_distance(beside, parts)) - 1) < 1e-3
+
+
+def test_a_third_of_a_pixel_in_height_costs_the_same_for_a_wide_part_and_a_narrow_one() -> None:
+    parts = part_moments(drawn_face())
+    on = regions_like(parts)
+    higher = on.frame + 0.005 * torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    for part in (EYE, MOUTH_PART):
+        alone = torch.full_like(parts, torch.nan)
+        alone[:, part] = parts[:, part]
+        assert abs(float(part_distance(Regions(on.centre, higher), alone)) - 0.25) < 1e-3  # one of four numbers is off
 
 
 def test_the_distance_pulls_known_regions_only() -> None:
