@@ -120,7 +120,8 @@ def _corners(pixels: Tensor) -> tuple[Tensor, Tensor]:
     held = place.clamp(first, last)
     inside = (held == place).all(-1)
     across, down = torch.addcmul(far, (pixels - floor)[:, None], sign).unbind(-1)  # the offset, or 1 less it
-    index = torch.add(held[..., 0], held[..., 1], alpha=width).long()
+    # What is outside has no share and any index; NaN, which is outside, would make one that ends the program.
+    index = torch.add(held[..., 0], held[..., 1], alpha=width).long() * inside
     return index, across * down * inside
 
 

@@ -92,6 +92,21 @@ def test_what_has_no_weight_is_not_splatted():
     assert warp.visibility.max() == 0
 
 
+def test_pixels_that_are_no_numbers_do_not_end_the_program():
+    """Networks that went wrong are to be named by the training's watch, not by a GPU's assertion about an index."""
+    for value in (torch.nan, torch.inf, -torch.inf):
+        pixels = torch.full((1, 4, 4, 2), value)
+        assert splat_depth(pixels, torch.ones(1, 4, 4), torch.ones(1, 4, 4)).depth.shape == (1, 4, 4)
+    depth = torch.ones(1, SIZE, SIZE)
+    depth[0, 3, 5] = torch.nan
+    assert warp_canonical_from_frame(depth, torch.ones(1, 1, SIZE, SIZE), turned(5.0), K).pixels.shape == (
+        1,
+        SIZE,
+        SIZE,
+        2,
+    )
+
+
 def test_gradients_of_splat_and_warp():
     torch.manual_seed(1)
     size = 8
