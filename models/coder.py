@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.config import CoderNet
 from models.kept import constant
+from models.layout import channels_last
 
 
 def reflect_pad(x: Tensor, width: int) -> Tensor:
@@ -30,7 +31,7 @@ def reflect_pad(x: Tensor, width: int) -> Tensor:
         length = x.shape[dim]
         before, after = x.narrow(dim, 1, width).flip(dim), x.narrow(dim, length - 1 - width, width).flip(dim)
         x = torch.cat([before, x, after], dim)
-    return x
+    return channels_last(x)
 
 
 def mirrored(x: Tensor, width: int, enlarge: int = 1) -> Tensor:
@@ -175,7 +176,7 @@ class ConvLSTM(nn.Module):
         """
         hidden = cell = torch.zeros_like(features[:, 0])
         for feature in features.unbind(1):
-            gates = self.gates(torch.cat([feature, hidden], dim=1))
+            gates = self.gates(channels_last(torch.cat([feature, hidden], dim=1)))
             take, keep, show, new = gates.chunk(4, dim=1)
             cell = keep.sigmoid() * cell + take.sigmoid() * new.tanh()
             hidden = show.sigmoid() * cell.tanh()

@@ -8,7 +8,8 @@ from torchvision.models import mobilenet_v2
 
 from models.config import Camera, DepthNet
 from models.geometry import NOMINAL_DISTANCE_M
-from models.norms import BatchNorm2d
+from models.layout import joined
+from models.norms import BatchNorm2d, InstanceNorm2d
 from models.resize import bilinear_x2
 
 BORDER_PX = 2
@@ -25,7 +26,7 @@ class SlimEncoder(nn.Module):
         blocks, last = [], 3
         for channels in self.channels:
             conv = nn.Conv2d(last, channels, 3, stride=2, padding=1, bias=False)
-            blocks.append(nn.Sequential(conv, nn.InstanceNorm2d(channels, affine=True), nn.LeakyReLU(0.2)))
+            blocks.append(nn.Sequential(conv, InstanceNorm2d(channels, affine=True), nn.LeakyReLU(0.2)))
             last = channels
         self.blocks = nn.ModuleList(blocks)
 
@@ -72,17 +73,21 @@ class UpBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels_in + skip, channels_out, 3, padding=1, bias=False),
-            nn.InstanceNorm2d(channels_out, affine=True),
+            InstanceNorm2d(channels_out, affine=True),
             nn.LeakyReLU(0.2),
             nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
-            nn.InstanceNorm2d(channels_out, affine=True),
+            InstanceNorm2d(channels_out, affine=True),
             nn.LeakyReLU(0.2),
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """`x (B, C, h, w)` doubled (cut where an odd size was rounded up) and merged with `skip (B, S, H, W)`."""
         x = bilinear_x2(x)[:, :, : skip.shape[2], : skip.shape[3]]
-        return self.body(torch.cat([x, skip], dim=1))
+        first, *rest = self.body
+        x = joined(first, (x, skip))  # type: ignore[arg-type]
+        for layer in rest:
+            x = layer(x)
+        return x
 
 
 class DepthNetwork(nn.Module):

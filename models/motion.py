@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.config import FlowNet
 from models.kept import constant
+from models.layout import channels_last
 from models.precision import full_precision
 from models.resize import bilinear_x2
 from models.warp import normalised_grid

@@ -402,7 +402,8 @@ def gather(clips: ClipSet, drawn: Drawn) -> Batch:
     """
     where = (drawn["clip"], drawn["frame"])
     images, masks = clips.drawn_part("frames", drawn).float() / 255, clips.drawn_part("head", drawn).float()
-    recolour = Recolour(drawn["jitter"], images.mean((1, 2, 3, 4)))
+    level = images.mean((-2, -1)).mean((1, 2))  # image by image first: a GPU works on all of them at once
+    recolour = Recolour(drawn["jitter"], level)
     plain = Batch(recolour(images), masks, *where, drawn["flip"], recolour)
     return Batch(plain.mirrored(plain.images), plain.mirrored(masks), *where, drawn["flip"], recolour)
 

@@ -8,12 +8,15 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from tasks.errors import StageError
 
 Network = TypeVar("Network", bound=nn.Module)
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def choose_device(name: str) -> torch.device:
@@ -41,6 +44,36 @@ def placed(network: Network, device: torch.device) -> Network:
     if device.type != "cuda":
         return network.to(device)
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@functools.lru_cache(maxsize=8)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@torch.compiler.disable(recursive=False)
+def beside(device: torch.device, first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+    """Two computations that do not need each other, on a GPU at the same time; their gradients, too.
+
+    Small kernels leave most of a GPU idle. Each is compiled for itself where `compiled` is at work.
+
+    Args:
+        device: Where they run.
+        first: Returns tensors, in tuples or not.
+        second: The same.
+    """
+    if device.type != "cuda":
+        return first(), second()
+    here, there = torch.cuda.current_stream(device), _side_stream(device)
+    there.wait_stream(here)
+    with torch.cuda.stream(there):
+        one = first()
+    two = second()
+    here.wait_stream(there)
+    for leaf in tree_leaves(one):
+        if isinstance(leaf, torch.Tensor):
+            leaf.record_stream(here)  # or its memory might be given away before `here` has read it
+    return one, two
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:

@@ -22,8 +22,7 @@ def look_at_geometry(loss: GeometryLoss) -> Look:
     drawn = {name: value.to(loss.clips.device) for name, value in loss.draw(0).items()}
     batch = gather(loss.clips, drawn)
     heads, masks, count = batch.heads, batch.masks, batch.frame.shape[1]
-    with loss.mixed():
-        depth, (found, _) = loss.depth(heads.flatten(0, 1)), loss.pose.predict(heads.flatten(0, 1))
+    depth, (found, _) = loss.depth_of(heads.flatten(0, 1)), loss.pose_of(heads.flatten(0, 1))
 
     def grouped(values: Tensor) -> Tensor:
         return values.float().unflatten(0, (-1, count))
@@ -32,8 +31,7 @@ def look_at_geometry(loss: GeometryLoss) -> Look:
     references = Pose(rotation[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1))
     warped, warp = warp_references(heads[:, :-1], masks[:, :-1], grouped(depth)[:, :-1], references, loss.K)
     mean = mean_canonical(warped, warp.visibility)
-    with loss.mixed():
-        mean_depth = loss.depth(mean.image)
+    mean_depth = loss.depth_of(mean.image)
     rendered, _ = render_head(mean, mean_depth, Pose(rotation[:, -1], translation[:, -1]), loss.K)
     labels, _ = batch.mirrored_pose(batch.of(loss.angles), batch.of(loss.translation))
     spread, true_spread = yaw_spread_deg(grouped(found.angles_deg)[..., 0], labels[..., 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from models.losses import depth_smoothness, head_reconstruction, symmetry
 from models.pose_net import HeadPose, PoseNetwork
 from models.precision import mixed
 from tasks.clip_data import Batch, ClipSet, Drawn, draw, gather, step_generator
+from tasks.device import beside
 from tasks.rendered_heads import RenderedHeads
 
 MAX_ZOOM = 1.7
@@ -99,8 +101,7 @@ class GeometryLoss:
         if self.rendered is not None:
             known.append(self._from_renderer(self.rendered, drawn))
         heads = torch.cat([part.heads for part in known])
-        with self.mixed():
-            depth, (found, logits) = self.depth(heads), self.pose.predict(heads)
+        (found, logits), depth = beside(heads.device, partial(self.pose_of, heads), partial(self.depth_of, heads))
         total, losses = torch.zeros((), device=heads.device), {}
         if phase == "eq4":
             count = batch.frame.shape[1]
@@ -139,9 +140,15 @@ class GeometryLoss:
         share = 1.0 if config.bootstrap == "landmarks" else config.ellipsoid_share
         return config.lambda_pose_prior * keep, config.lambda_depth_prior * share
 
-    def mixed(self) -> torch.autocast:
-        """The networks' precision."""
-        return mixed(self.clips.device, self.config.train.precision)
+    def depth_of(self, heads: Tensor) -> Tensor:
+        """F_D, in the networks' precision."""
+        with mixed(self.clips.device, self.config.train.precision):
+            return self.depth(heads)
+
+    def pose_of(self, heads: Tensor) -> tuple[HeadPose, Tensor | None]:
+        """F_P and the scores of its bins."""
+        with mixed(self.clips.device, self.config.train.precision):
+            return self.pose.predict(heads)
 
     # -- labels -------------------------------------------------------------------------------------------------------
 
@@ -230,8 +237,7 @@ class GeometryLoss:
         of_references = Pose(rotation[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1))
         warped, warp = warp_references(heads[:, :-1], masks[:, :-1], depth[:, :-1], of_references, self.K)
         mean = mean_canonical(warped, warp.visibility)
-        with self.mixed():
-            mean_depth = self.depth(mean.image)
+        mean_depth = self.depth_of(mean.image)
         rendered, _ = render_head(mean, mean_depth, Pose(rotation[:, -1], translation[:, -1]), self.K)
         return {
             "head": head_reconstruction(rendered, heads[:, -1]).mean(),

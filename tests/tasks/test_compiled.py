@@ -8,9 +8,12 @@ import torch
 from tasks.bench_train import make_job, synthetic_clips, with_batch
 from tests.tasks.test_training import CPU, settings
 
+GRAPHS = {"geometry": 4, "canonical": 1, "fusion": 1}
+"""In stage 1, F_P and F_D run beside each other (`tasks.device.beside`), between what comes before and after."""
+
 
 @pytest.mark.parametrize("stage", ["geometry", "canonical", "fusion"])
-def test_the_losses_of_a_stage_are_one_graph_with_the_same_values(stage: str):
+def test_the_losses_of_a_stage_are_few_graphs_with_the_same_values(stage: str):
     params = with_batch(settings(geometry={"bootstrap": "both", "rendered_people": 1}), 2, 2)
     net = params.fusion.flow_net.model_copy(update={"regions": 8})
     fusion = params.fusion.model_copy(update={"parts_weight": 1.0, "face_weight": 1.0, "flow_net": net})
@@ -26,9 +29,11 @@ def test_the_losses_of_a_stage_are_one_graph_with_the_same_values(stage: str):
         return graph.forward
 
     with torch._dynamo.config.patch(recompile_limit=64):
-        found = torch.compile(job.losses.__call__, backend=count, fullgraph=True, dynamic=False)(phase, drawn)
+        found = torch.compile(job.losses.__call__, backend=count, fullgraph=GRAPHS[stage] == 1, dynamic=False)(
+            phase, drawn
+        )
     expected = job.losses(phase, drawn)
-    assert graphs == 1
+    assert graphs == GRAPHS[stage]
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
