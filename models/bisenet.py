@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from models.normalised import Normalised
+
 CLASSES = 19
 MULTIPLE_PX = 32
 """The ResNet halves five times."""
@@ -31,9 +33,6 @@ class BiSeNetLogits(NamedTuple):
 class BiSeNet(nn.Module):
     """Face parser with the layers of the public checkpoint."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         self.cp = _ContextPath()
@@ -41,9 +40,7 @@ class BiSeNet(nn.Module):
         self.conv_out = _Output(256, 256)
         self.conv_out16 = _Output(128, 64)
         self.conv_out32 = _Output(128, 64)
-        # ImageNet's statistics, outside of the state dict: the checkpoint does not hold them.
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.normal = Normalised()
 
     def forward(self, image: Tensor) -> Tensor:
         """Class logits.
@@ -54,12 +51,12 @@ class BiSeNet(nn.Module):
         Returns:
             `(B, 19, H, W)`.
         """
-        feature_8, context_8, _ = self.cp((image - self.mean) / self.std)
+        feature_8, context_8, _ = self.cp(self.normal(image))
         return _enlarged(self.conv_out(self.ffm(feature_8, context_8)), image)
 
     def heads(self, image: Tensor) -> BiSeNetLogits:
         """The logits of all three heads, as training needs them; `image` as in `forward`."""
-        feature_8, context_8, context_16 = self.cp((image - self.mean) / self.std)
+        feature_8, context_8, context_16 = self.cp(self.normal(image))
         return BiSeNetLogits(
             _enlarged(self.conv_out(self.ffm(feature_8, context_8)), image),
             _enlarged(self.conv_out16(context_8), image),

@@ -9,6 +9,7 @@ from torchvision.models import mobilenet_v2
 from models.config import Camera, DepthNet
 from models.geometry import NOMINAL_DISTANCE_M
 from models.layout import joined
+from models.normalised import Normalised
 from models.norms import BatchNorm2d, InstanceNorm2d
 from models.resize import bilinear_x2
 
@@ -44,8 +45,6 @@ class MobileNetEncoder(nn.Module):
 
     channels = (16, 24, 32, 96, 1280)
     _taps = (1, 3, 6, 13, 18)
-    mean: Tensor
-    std: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,12 +52,11 @@ class MobileNetEncoder(nn.Module):
         for layer in self.features.modules():
             if isinstance(layer, nn.ReLU6):  # in place, its gradient would need a copy of what it wrote over
                 layer.inplace = False
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.normal = Normalised()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size of `x (B, 3, H, W)` in [0, 1]."""
-        features, x = [], (x - self.mean) / self.std
+        features, x = [], self.normal(x)
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in self._taps:

@@ -286,7 +286,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-@torch.no_grad()
 def change_of_error(model: Head3D, engine: Engine, subject: Subject, frames: Tensor, masks: Tensor) -> float:
     """By which share an engine's error differs from the plain float32 model's, on frames of the subject itself.
 
@@ -300,13 +299,24 @@ def change_of_error(model: Head3D, engine: Engine, subject: Subject, frames: Ten
     Returns:
         |MSE of the engine - MSE of the model| / MSE of the model; NaN where the engine gives no numbers.
     """
-    images = frames.to(model.device).permute(0, 3, 1, 2).float() / 255
-    heads = masks.to(model.device)[:, None].float()
-    errors = []
-    for one in (Engine(model, "float32", record=False), engine):
-        one.start(subject)
-        errors.append(float((one.images(images, heads) - images).square().mean()))
-    return abs(errors[1] - errors[0]) / max(errors[0], 1e-12)
+    return _share(_error(engine, subject, frames, masks), _error(_exact(model), subject, frames, masks))
+
+
+def _exact(model: Head3D) -> Engine:
+    """What the others are compared with."""
+    return Engine(model, "float32", record=False)
+
+
+def _error(engine: Engine, subject: Subject, frames: Tensor, masks: Tensor) -> float:
+    """Mean square error of an engine that drives the subject by its own frames."""
+    images = frames.to(engine.device).permute(0, 3, 1, 2).float() / 255
+    engine.start(subject)
+    return float((engine.images(images, masks.to(engine.device)[:, None].float()) - images).square().mean())
+
+
+def _share(error: float, exact: float) -> float:
+    """By which share of it an error differs from the exact model's."""
+    return abs(error - exact) / max(exact, 1e-12)
 
 
 def choose_precision(model: Head3D, subject: Subject, frames: Tensor, masks: Tensor) -> Precision:
@@ -320,8 +330,9 @@ def choose_precision(model: Head3D, subject: Subject, frames: Tensor, masks: Ten
     """
     if model.device.type == "cpu":
         return "float32"
+    exact = _error(_exact(model), subject, frames, masks)
     for precision in FASTEST_FIRST:
         engine = Engine(model, precision, record=False)
-        if change_of_error(model, engine, subject, frames, masks) <= ALLOWED_CHANGE:
+        if _share(_error(engine, subject, frames, masks), exact) <= ALLOWED_CHANGE:
             return precision
     return "float32"

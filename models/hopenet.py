@@ -67,7 +67,7 @@ class HopeNet(PoseNetwork):
             image = torch.nn.functional.interpolate(
                 image, (INPUT_PX, INPUT_PX), mode="bilinear", align_corners=False, antialias=True
             )
-        return self.features((image - self.mean) / self.std)
+        return self.features(self.normal(image))
 
     def public_angles_deg(self, image: Tensor) -> Tensor:
         """The angles as the public code computes and prints them.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import Perceptual
+from models.normalised import Normalised
 from models.parser import HeadParser
 
 # VGG19 up to relu5_1: the first block's second convolution and so on come before each pooling.
@@ -26,9 +27,6 @@ class PerceptualLoss(nn.Module):
     CPUs), `head_parser` (the embedded head parser's encoder: it knows faces and needs no download; its features have no
     common size, so each difference is taken relative to the target's).
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self, config: Perceptual, weights: dict[str, Tensor] | None = None, parser: HeadParser | None = None
@@ -61,14 +59,12 @@ class PerceptualLoss(nn.Module):
         if weights is not None and config.backbone == "vgg19":
             _load_torchvision(self.blocks, weights)
         self.requires_grad_(False)
-        # ImageNet's mean and deviation; the parser's own input is 4 x - 2.
-        mean, std = ([0.5] * 3, [0.25] * 3) if self.relative else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        # The parser takes 4 x - 2.
+        self.normal = Normalised([0.5] * 3, [0.25] * 3) if self.relative else Normalised()
 
     def features(self, image: Tensor) -> list[Tensor]:
         """relu1_1 ... relu5_1 of `image (B, 3, H, W)` in [0, 1]."""
-        x, found = (image - self.mean) / self.std, []
+        x, found = self.normal(image), []
         for block in self.blocks:
             x = block(x)
             found.append(x)

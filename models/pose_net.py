@@ -13,6 +13,7 @@ from torchvision import models as tv
 from models.config import Camera, PoseNet
 from models.geometry import NOMINAL_DISTANCE_M, Pose, pose_from_angles
 from models.kept import constant
+from models.normalised import Normalised
 from models.norms import BatchNorm2d
 from models.precision import full_precision
 from models.warp import normalised_grid
@@ -104,9 +105,6 @@ class PoseNetwork(nn.Module):
     zero.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, config: PoseNet, camera: Camera) -> None:
         super().__init__()
         self.camera, self.input_px = camera, config.input_px
@@ -116,8 +114,7 @@ class PoseNetwork(nn.Module):
         self.fc_translation = nn.Linear(channels + (Layout.channels if self.layout else 0), 3)
         nn.init.zeros_(self.fc_translation.weight)
         nn.init.zeros_(self.fc_translation.bias)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.normal = Normalised()
 
     def forward(self, image: Tensor) -> HeadPose:
         """Pose of head images.
@@ -140,7 +137,7 @@ class PoseNetwork(nn.Module):
             The pose of each, and logits `(B, 3, 66)` for `bin_loss`; None from a network whose bins mean other angles.
         """
         image, shift = self._centred(image)
-        feature, placed = self.features((image - self.mean) / self.std)
+        feature, placed = self.features(self.normal(image))
         logits = self._logits(feature)
         angles = (logits.softmax(-1) * bins(logits)).sum(-1) * BIN_DEG + FIRST_DEG
         angles = self.camera.max_angle_deg * torch.tanh(angles / self.camera.max_angle_deg)

@@ -146,8 +146,8 @@ def test_a_short_precision_stays_near_and_is_judged(
     assert choose_precision(model, subject, *stored) == "float32"  # a CPU gains nothing by the others
     monkeypatch.setattr(Head3D, "device", torch.device("meta"))  # any but a CPU
     for shares, chosen in (((0.002,), "float16"), ((float("nan"), 0.02, 0.0), "tf32"), ((1.0, 1.0, 1.0), "float32")):
-        left = iter(shares)
-        monkeypatch.setattr("models.engine.change_of_error", lambda *_, left=left: next(left))
+        left = iter([0.01, *(0.01 * (1 + share) for share in shares)])  # the exact model's error first
+        monkeypatch.setattr("models.engine._error", lambda *_, left=left: next(left))
         assert choose_precision(model, subject, *stored) == chosen
 
 
