@@ -20,7 +20,7 @@ from tasks.frames import to_uint8
 from tasks.notices import notices, pose_findings, trained_range
 from tasks.prepared import prepare
 from tasks.sheets import contact_sheet, enlarge
-from tasks.trained import load_model, load_preparation
+from tasks.trained import held_to_parts, load_model, load_preparation
 from tasks.video import write_video
 
 AXES = ("yaw", "pitch", "roll", "tx", "ty", "tz")
@@ -30,6 +30,10 @@ MOST_VIEWS = 2000
 CHUNK = 32
 STRIP_COLUMNS, STRIP_PX = 9, 128
 KINDS = (".mp4", ".png")
+ON_BLACK = (
+    "the model's regions are held to parts of the face (fusion.parts_weight), not found in a head on black: "
+    "do not trust the face; leave --plain out"
+)
 
 
 def parse_range(axis: str, text: str) -> list[float]:
@@ -195,4 +199,6 @@ def novel_views(
         angles_deg, trained_range(checkpoints.parent), model.camera.max_angle_deg, limits.notices, "views"
     )
     said = [*subject_notices(person, ready, crop, limits), *notices(turns, "wanted poses")]
+    if not on_backdrop and held_to_parts(checkpoints):
+        said.append(ON_BLACK)
     return {"views": len(frames), "size_px": crop.size_px, "device": str(where), "notices": said}

@@ -75,6 +75,12 @@ def load_preparation(checkpoints: Path) -> tuple[Crop, Parse]:
     return _section(Crop, settings, "crop", folder), _section(Parse, settings, "parse", folder)
 
 
+def held_to_parts(checkpoints: Path) -> bool:
+    """Whether Phi's regions were held to parts of the face (`fusion.parts_weight`)."""
+    folder = checkpoints / "fusion"
+    return _section(Fusion, _settings(folder), "fusion", folder).parts_weight > 0
+
+
 def _settings(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from tasks.export_head import export_head
 from tasks.frames import to_uint8
 from tasks.generated import SECONDS
 from tasks.methods import METHODS
-from tasks.novel_view import novel_views
+from tasks.novel_view import ON_BLACK, novel_views
 from tasks.pairs import choose_pairs
 from tasks.paths import Paths
 from tasks.stores import array
@@ -306,6 +308,24 @@ def test_animate_moves_a_new_video(finished: tuple[Params, Paths], tmp_path: Pat
             wanted=Wanted("cpu", "absolute", 3),
             limits=LIMITS,
         )
+
+
+@pytest.mark.parametrize(
+    ("weight", "on_backdrop", "told"), [(0.0, False, False), (1.0, True, False), (1.0, False, True)]
+)
+def test_a_head_on_black_is_not_to_be_trusted_where_regions_are_held_to_parts(
+    finished: tuple[Params, Paths], tmp_path: Path, weight: float, on_backdrop: bool, told: bool
+):
+    checkpoints = shutil.copytree(finished[1].data / "checkpoints", tmp_path / "checkpoints")
+    file = checkpoints / "fusion" / "config.json"
+    config = json.loads(file.read_text())
+    config["fusion"]["parts_weight"] = weight
+    file.write_text(json.dumps(config))
+    video = tmp_path / "subject.mp4"
+    write_video(video, rendered_clip(4, 4, 160).frames, 25.0)
+    options: dict[str, Any] = {"checkpoints": checkpoints, "device": "cpu", "references": 3, "limits": LIMITS}
+    summary = novel_views(video, tmp_path / "one.png", {"yaw": "5"}, on_backdrop=on_backdrop, **options)
+    assert (ON_BLACK in summary["notices"]) == told
 
 
 def test_a_new_video_becomes_a_mesh_and_novel_views(finished: tuple[Params, Paths], tmp_path: Path):
