@@ -40,7 +40,7 @@ demo: install ## run the whole pipeline on params.yaml and say where the report 
 	@"$(VENV)/bin/python" -c 'from pathlib import Path; print("\nReport:", Path("data/report/index.html").resolve().as_uri())'
 
 test: install ## run the tests
-	@"$(VENV)/bin/python" -m pytest -q -n logical --maxprocesses 4 --dist loadgroup
+	@"$(VENV)/bin/python" -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 lint: install ## ruff (lint and format) and mypy
 	@"$(VENV)/bin/python" -m ruff check .

@@ -34,19 +34,6 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-EXPENSIVE = ("prefect_server", "tiny_project", "report_project")
-"""What is made once for many tests: these tests must stay in one process."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests (`--dist loadgroup`): by file, but those of one expensive fixture together."""
-    for item in items:
-        used = getattr(item, "fixturenames", [])
-        group = "project" if any(name in used for name in EXPENSIVE) else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The whole pipeline, run once with `dvc repro` on the preset `tiny` and committed. Copy it before changing it."""
