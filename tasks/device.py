@@ -51,11 +51,11 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-@torch.compiler.disable(recursive=False)
 def beside(device: torch.device, first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
     """Two computations that do not need each other, on a GPU at the same time; their gradients, too.
 
-    Small kernels leave most of a GPU idle. Each is compiled for itself where `compiled` is at work.
+    Small kernels leave most of a GPU idle. Where `compiled` is at work, this is to be left out of it
+    (`torch.compiler.disable(beside, recursive=False)`): each of the two is then compiled for itself.
 
     Args:
         device: Where they run.

@@ -72,6 +72,8 @@ class GeometryLoss:
         self.K = intrinsics(clips.size_px, clips.size_px, config.camera.fov_deg, device=clips.device)
         self.angle_noise_deg = torch.tensor(ANGLE_NOISE_DEG, device=clips.device)
         self.angles, self.translation = clips.landmark_poses(config.camera)
+        # Disabled here, not where it is defined: that would load the compiler, a second, with every command.
+        self._beside = torch.compiler.disable(beside, recursive=False)
         self.rendered = rendered.to(clips.device) if rendered is not None else None
         if (self.rendered is None) != (config.bootstrap == "landmarks"):
             raise ValueError(f"geometry.bootstrap is {config.bootstrap}, rendered heads: {rendered is not None}")
@@ -101,7 +103,7 @@ class GeometryLoss:
         if self.rendered is not None:
             known.append(self._from_renderer(self.rendered, drawn))
         heads = torch.cat([part.heads for part in known])
-        (found, logits), depth = beside(heads.device, partial(self.pose_of, heads), partial(self.depth_of, heads))
+        (found, logits), depth = self._beside(heads.device, partial(self.pose_of, heads), partial(self.depth_of, heads))
         total, losses = torch.zeros((), device=heads.device), {}
         if phase == "eq4":
             count = batch.frame.shape[1]
