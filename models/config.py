@@ -232,10 +232,20 @@ class Canonical(Section):
     lr: PositiveFloat
 
 
+class PartNet(Section):
+    """A second region predictor for the regions that `fusion.parts_weight` holds to parts of the face."""
+
+    regions: NonNegative  # so many of flow_net.regions, the first; 0: the one predictor finds all
+    scale: PositiveFloat  # image scale at which it works: an eye is open by a few pixels
+    width: Positive
+    blocks: Positive
+
+
 class FlowNet(Section):
-    """Phi: region predictor and dense flow after MRAA."""
+    """Phi: region predictors and dense flow after MRAA."""
 
     regions: Positive
+    parts: PartNet
     scale: PositiveFloat  # image scale at which Phi works
     width: Positive
     max_width: Positive
@@ -259,6 +269,7 @@ class Fusion(Section):
     flow_net: FlowNet
     perceptual: Perceptual
     face_weight: NonNegativeFloat  # L1 about eyes and mouth, beside L_rec, which hardly sees them
+    parts_steps: NonNegative  # before Eq. 8 these steps train only where those regions are
     parts_weight: NonNegativeFloat  # Phi's first eight regions are held to eyes, brows, nose and lips as parsed
     equivariance_weight: NonNegativeFloat
     heads_per_clip: NonNegative  # canonical heads made beforehand, each of other references; 0: made in every step

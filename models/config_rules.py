@@ -46,10 +46,24 @@ def broken_rules(params: Params) -> Iterator[str]:
     if start.bootstrap != "landmarks" and not all(getattr(start, f"rendered_{name}") for name in _RENDERED):
         names = ", ".join(f"rendered_{name}" for name in _RENDERED)
         yield f"geometry.bootstrap {start.bootstrap} needs geometry.{names} above 0"
-    if params.fusion.parts_weight and params.fusion.flow_net.regions < FACE_PARTS:
-        yield f"fusion.parts_weight above 0 needs fusion.flow_net.regions of at least {FACE_PARTS}"
+    yield from _parts(params)
     yield from _methods(params)
     yield from _devices(params)
+
+
+def _parts(params: Params) -> Iterator[str]:
+    """Whether Phi's held regions are those that there are labels for."""
+    phi, fusion = params.fusion.flow_net, params.fusion
+    if fusion.parts_weight and phi.regions < FACE_PARTS:
+        yield f"fusion.parts_weight above 0 needs fusion.flow_net.regions of at least {FACE_PARTS}"
+    if phi.parts.regions not in (0, FACE_PARTS):
+        yield f"fusion.flow_net.parts.regions = {phi.parts.regions} must be 0 or {FACE_PARTS}"
+    elif phi.parts.regions and not fusion.parts_weight:
+        yield "fusion.flow_net.parts.regions above 0 needs fusion.parts_weight above 0: nothing else trains them"
+    elif phi.regions <= phi.parts.regions:
+        yield f"fusion.flow_net.regions = {phi.regions} must be more than the {phi.parts.regions} of its parts"
+    if fusion.parts_steps and not phi.parts.regions:
+        yield "fusion.parts_steps above 0 needs fusion.flow_net.parts.regions above 0: it trains those alone"
 
 
 def _devices(params: Params) -> Iterator[str]:

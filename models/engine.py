@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.frozen import FusedConv
 from models.head3d import Head3D, Subject
+from models.motion import RegionPredictor
 from models.per_frame import PerFrame, SubjectState
 from models.pose_net import HeadPose
 
@@ -184,7 +185,8 @@ class Engine:
             return
         self._size, self._path, self._run = (height, width), PerFrame(self.model, height, width), self._compute
         flow = self._path.fusion.flow
-        exact = (flow.regions.head, flow.mask_head, flow.mask_reference, flow.attention)  # float32 always, see `scores`
+        found = [part.head for part in flow.modules() if isinstance(part, RegionPredictor)]
+        exact = (*found, flow.mask_head, flow.mask_reference, flow.attention)  # float32 always, see `scores`
         for part in self._path.modules():
             if isinstance(part, nn.Conv2d | nn.Linear) and part not in exact:
                 for weight in (part.weight, part.bias):

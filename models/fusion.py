@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.canonical import HeadLayer
 from models.coder import ImageDecoder, ImageEncoder
 from models.config import CoderNet, FlowNet
-from models.motion import FlowPredictor, FusionMaps, Regions
+from models.motion import FlowPredictor, FusionMaps, Regions, Seen
 from models.warp import sample_grid, sampling_grid
 
 
@@ -24,7 +24,7 @@ class Fused(NamedTuple):
         maps: Flows and attention that made it.
         regions: Of s_dri.
         regions_reference: Of s_ref.
-        regions_moved: Of `moved`, if that was given.
+        regions_moved: Of `moved`, if that was given; without those that are held to parts of the face.
         mixture: The two warped images by the attention, before the decoder's correction, as `image`.
     """
 
@@ -139,21 +139,20 @@ class FusionNetwork(nn.Module):
             The frame s_hat_dri, the maps and regions.
         """
         # black in the head's place would spoil the batch norms' statistics
-        shrunk = head.image if self.with_head else reference
-        small = [self.flow.shrink(image) for image in (shrunk, reference, driving)]
-        regions = self.flow.find_regions(small if moved is None else [*small, moved(small[-1])])
-        maps = self.flow.mix(small, regions[:3])
+        shown = head.image if self.with_head else reference
+        (of_head, of_reference, of_driving), of_moved = self.flow.see((shown, reference, driving), moved)
+        maps = self.flow.mix(of_head, of_reference, of_driving.regions)
         if head_first and self.with_head:
             maps = attend_to_head(maps)
         if self.with_head:
             # In one pass: apart, the encoder's batch norms would see other statistics in training than in use.
             both = self.encoder(torch.cat([head.image, reference]))
-            of_head, of_reference = zip(*(feature.chunk(2) for feature in both), strict=True)
+            features_head, features = zip(*(feature.chunk(2) for feature in both), strict=True)
         else:
             maps = attend_without_head(maps)
-            of_head = of_reference = tuple(self.encoder(reference))
-        image, mixture, maps = self.compose(head, reference, maps, of_head, of_reference)
-        return Fused(image, maps, regions[2], regions[1], regions[3] if moved is not None else None, mixture)
+            features_head = features = tuple(self.encoder(reference))
+        image, mixture, maps = self.compose(head, reference, maps, features_head, features)
+        return Fused(image, maps, of_driving.regions, of_reference.regions, of_moved, mixture)
 
     def look(self, reference: Tensor) -> ReferenceLook:
         """What `fuse` needs of s_ref.
@@ -161,8 +160,8 @@ class FusionNetwork(nn.Module):
         Args:
             reference: s_ref, `(B, 3, H, W)`, in [0, 1].
         """
-        small = self.flow.shrink(reference)
-        return ReferenceLook(reference, small, self.flow.find_regions([small])[0], tuple(self.encoder(reference)))
+        (seen,), _ = self.flow.see([reference])
+        return ReferenceLook(reference, *seen, tuple(self.encoder(reference)))
 
     def fuse(self, head: HeadLayer, reference: ReferenceLook, driving: Tensor) -> Fused:
         """`forward` with what is known of s_ref beforehand; the same numbers in eval mode, and only there: in training
@@ -176,17 +175,14 @@ class FusionNetwork(nn.Module):
         Returns:
             As `forward`.
         """
-        small_driving = self.flow.shrink(driving)
+        of_reference = Seen(reference.small, reference.regions)
         if self.with_head:
-            small_head = self.flow.shrink(head.image)
-            of_head_regions, of_driving = self.flow.find_regions([small_head, small_driving])
+            (of_head, (_, of_driving)), _ = self.flow.see([head.image, driving])
             features: Sequence[Tensor] = [to_be_sampled(feature) for feature in self.encoder(head.image)]
         else:
-            small_head, of_head_regions, features = reference.small, reference.regions, reference.features
-            (of_driving,) = self.flow.find_regions([small_driving])
-        maps = self.flow.mix(
-            [small_head, reference.small, small_driving], [of_head_regions, reference.regions, of_driving]
-        )
+            of_head, features = of_reference, reference.features
+            ((_, of_driving),), _ = self.flow.see([driving])
+        maps = self.flow.mix(of_head, of_reference, of_driving)
         if not self.with_head:
             maps = attend_without_head(maps)
         image, mixture, maps = self.compose(head, reference.image, maps, features, reference.features)

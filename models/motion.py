@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,26 @@ class Regions(NamedTuple):
 
     centre: Tensor
     frame: Tensor
+
+    def held(self, count: int) -> Regions:
+        """The same, but no gradient goes back through the first `count`: those are told where they are."""
+        return Regions(*(torch.cat([part[:, :count].detach(), part[:, count:]], 1) for part in self)) if count else self
+
+    def free(self, count: int) -> Regions:
+        """Those after the first `count`."""
+        return Regions(self.centre[:, count:], self.frame[:, count:])
+
+
+class Seen(NamedTuple):
+    """What Phi knows of one image.
+
+    Attributes:
+        small: It at Phi's scale, `(B, 3, h, w)`.
+        regions: Its regions, those held to parts of the face first.
+    """
+
+    small: Tensor
+    regions: Regions
 
 
 class FusionMaps(NamedTuple):
@@ -98,11 +118,11 @@ def scores(heads: Sequence[nn.Conv2d], features: Tensor) -> Tensor:
 class RegionPredictor(nn.Module):
     """K soft regions of an image: centre and covariance of softmax heat maps."""
 
-    def __init__(self, config: FlowNet) -> None:
+    def __init__(self, regions: int, width: int, max_width: int, blocks: int, temperature: float) -> None:
         super().__init__()
-        self.temperature = config.temperature
-        self.body = Hourglass(3, config.width // 2, config.max_width, config.blocks)
-        self.head = nn.Conv2d(self.body.channels, config.regions, 7, padding=3)
+        self.temperature = temperature
+        self.body = Hourglass(3, width, max_width, blocks)
+        self.head = nn.Conv2d(self.body.channels, regions, 7, padding=3)
 
     def forward(self, image: Tensor) -> Regions:
         """Regions of `image (B, 3, h, w)` in [0, 1]."""
@@ -211,6 +231,18 @@ def _grids(source: Regions, unit: Tensor) -> Tensor:
     return torch.cat([still, moved], dim=-4)
 
 
+def _apart(regions: Regions, count: int) -> list[Regions]:
+    """Regions of batches that went through together."""
+    return [Regions(*part) for part in zip(*(values.chunk(count) for values in regions), strict=True)]
+
+
+def _shrunk(image: Tensor, scale: float) -> Tensor:
+    """`(B, 3, H, W)` at a scale."""
+    if scale == 1:
+        return image
+    return F.interpolate(image, scale_factor=scale, mode="bilinear", antialias=True, align_corners=False)
+
+
 class FlowPredictor(nn.Module):
     """Phi: flows x_hat_dri <- s_dri and s_ref <- s_dri and the attention maps of Eq. 7.
 
@@ -220,19 +252,18 @@ class FlowPredictor(nn.Module):
 
     def __init__(self, config: FlowNet) -> None:
         super().__init__()
-        self.scale = config.scale
+        self.scale, part = config.scale, config.parts
+        self.held, self.part_scale = part.regions, part.scale
         candidates = config.regions + 1
-        self.regions = RegionPredictor(config)
+        more = (config.max_width, config.blocks, config.temperature)
+        self.regions = RegionPredictor(config.regions - part.regions, config.width // 2, *more)
+        self.parts: RegionPredictor | None = None
+        if part.regions:
+            self.parts = RegionPredictor(part.regions, part.width, config.max_width, part.blocks, config.temperature)
         self.body = Hourglass(2 * candidates * 4, config.width, config.max_width, config.blocks)
         self.mask_head = nn.Conv2d(self.body.channels, candidates, 7, padding=3)
         self.mask_reference = nn.Conv2d(self.body.channels, candidates, 7, padding=3)
         self.attention = nn.Conv2d(self.body.channels, 3, 7, padding=3)
-
-    def shrink(self, image: Tensor) -> Tensor:
-        """The image at Phi's working scale."""
-        if self.scale == 1:
-            return image
-        return F.interpolate(image, scale_factor=self.scale, mode="bilinear", antialias=True, align_corners=False)
 
     @full_precision
     def _candidates(self, images: Tensor, sources: Regions, driving: Regions) -> tuple[Tensor, Tensor]:
@@ -258,30 +289,48 @@ class FlowPredictor(nn.Module):
         moved = moved.view(-1, 2, 3, heat.shape[2], height, width).transpose(2, 3)
         return grids, torch.cat([heat[:, :, :, None], moved], dim=3).flatten(1, 3)
 
-    def find_regions(self, images: Sequence[Tensor]) -> list[Regions]:
-        """Regions of several batches in one pass, so that a batch norm sees what it sees in use.
+    def see(
+        self, images: Sequence[Tensor], moved: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[list[Seen], Regions | None]:
+        """Regions of several batches, each network in one pass, so that a batch norm sees what it sees in use.
 
         Args:
-            images: At Phi's working scale, `(B, 3, h, w)` each.
-        """
-        found = self.regions(torch.cat(list(images)))
-        parts = zip(found.centre.chunk(len(images)), found.frame.chunk(len(images)), strict=True)
-        return [Regions(*part) for part in parts]
+            images: `(B, 3, H, W)` each.
+            moved: For the equivariance loss: the last, at Phi's scale, to a transformed one.
 
-    def mix(self, small: Sequence[Tensor], regions: Sequence[Regions]) -> FusionMaps:
+        Returns:
+            What is known of each; the free regions of the transformed one, if any.
+        """
+        small = [_shrunk(image, self.scale) for image in images]
+        watched = [*small, moved(small[-1])] if moved is not None else small
+        found = _apart(self.regions(torch.cat(watched)), len(watched))
+        free, of_moved = found[: len(small)], found[-1] if moved is not None else None
+        if self.parts is None:
+            return [Seen(*pair) for pair in zip(small, free, strict=True)], of_moved
+        held = self.find_parts(images)
+        pairs = zip(held, free, strict=True)
+        regions = [Regions(*(torch.cat(both, 1) for both in zip(*pair, strict=True))) for pair in pairs]
+        return [Seen(*pair) for pair in zip(small, regions, strict=True)], of_moved
+
+    def find_parts(self, images: Sequence[Tensor]) -> list[Regions]:
+        """The held regions alone, of images `(B, 3, H, W)`."""
+        assert self.parts is not None
+        return _apart(self.parts(torch.cat([_shrunk(image, self.part_scale) for image in images])), len(images))
+
+    def mix(self, head: Seen, reference: Seen, driving: Regions) -> FusionMaps:
         """Flows and attention from regions.
 
         Args:
-            small: x_hat_dri, s_ref and s_dri (x_hat_dri once more for a novel view, Sec. 3.4), each from `shrink`,
-                `(B, 3, h, w)`.
-            regions: Of the three, from `find_regions`.
+            head: x_hat_dri, from `see`.
+            reference: s_ref.
+            driving: Regions of s_dri (of x_hat_dri once more for a novel view, Sec. 3.4).
 
         Returns:
             Pixel maps and attention at `scale` of the size.
         """
-        of_head, of_reference, of_driving = regions
+        of_head, of_reference, of_driving = (one.held(self.held) for one in (head.regions, reference.regions, driving))
         sources = Regions(*(torch.stack(pair, 1) for pair in zip(of_head, of_reference, strict=True)))
-        grids, features = self._candidates(torch.stack(list(small[:2]), 1), sources, of_driving)
+        grids, features = self._candidates(torch.stack([head.small, reference.small], 1), sources, of_driving)
         x = self.body(features)
         height, width = x.shape[-2:]
         logits = scores((self.mask_head, self.mask_reference, self.attention), x)

@@ -14,9 +14,10 @@ from torch import Tensor
 from models.canonical import HeadLayer, RecurrentCanonical, render_layer
 from models.config import Fusion, Params
 from models.depth_net import DepthNetwork
-from models.fusion import Fused, FusionNetwork
+from models.fusion import FusionNetwork
 from models.geometry import intrinsics
 from models.losses import RandomTransform, equivariance, near_features, part_distance
+from models.motion import Regions
 from models.parser import load_parser
 from models.perceptual import PerceptualLoss
 from models.pose_net import HeadPose
@@ -44,6 +45,21 @@ def build_networks(config: Fusion, device: torch.device, with_head: bool = True)
     return {"fusion": placed(FusionNetwork(config.net, config.flow_net, with_head), device)}
 
 
+def parameter_groups(network: FusionNetwork) -> list[dict[str, Any]]:
+    """What `adam` takes.
+
+    Source: our choice. With regions held to parts, both predictors' gradients are bounded each by itself and the rest's
+    is not: bounded together, the regions' gradient, hundreds of times as long, decides how fast the rest learns, and
+    mouths followed half as well.
+    """
+    if network.flow.parts is None:
+        return [{"params": list(network.parameters())}]
+    own = [list(part.parameters()) for part in (network.flow.regions, network.flow.parts)]
+    known = {id(value) for group in own for value in group}
+    rest = [value for value in network.parameters() if id(value) not in known]
+    return [{"params": rest, "bounded": False}, *({"params": group} for group in own)]
+
+
 class FusionLoss:
     """Eq. 8 on a batch: perceptual pyramid and equivariance, and what is said about eyes and mouth."""
 
@@ -65,9 +81,8 @@ class FusionLoss:
             self.bank = make_heads(clips, config.train, config.heads_per_clip, canonical, depth, self.K)
 
     def phase(self, step: int) -> str:
-        """All steps are alike."""
-        del step
-        return "eq8"
+        """First what Phi's held regions are told by the labels alone, then Eq. 8."""
+        return "parts" if step < self.config.parts_steps else "eq8"
 
     def draw(self, step: int) -> Drawn:
         """A batch, and the transforms of the equivariance loss."""
@@ -110,14 +125,19 @@ class FusionLoss:
 
     def __call__(self, phase: str, drawn: Drawn) -> dict[str, Tensor]:
         """`frame` is L_rec, `copy_l1` (s_ref in place of the output) and `l1` are only watched."""
-        del phase
         head, reference, driving = self.inputs(drawn)
+        if phase == "parts":
+            with mixed(driving.device, self.config.train.precision):
+                # x_hat_dri is looked at for the batch norms' sake: they shall see what they see later
+                _, of_reference, of_driving = self.fusion.flow.find_parts((head.image, reference, driving))
+            parts = self._parts(of_reference, of_driving, drawn)
+            return {"parts": parts, "total": self.config.parts_weight * parts}
         transform = RandomTransform(drawn["transform"])
         with mixed(driving.device, self.config.train.precision):
             fused = self.fusion(head, reference, driving, transform.warp)
             frame = self.perceptual(fused.image, driving)
         assert fused.regions_moved is not None
-        equal = equivariance(fused.regions, fused.regions_moved, transform)
+        equal = equivariance(fused.regions.free(self.fusion.flow.held), fused.regions_moved, transform)
         with torch.no_grad():
             l1, copy = (fused.image - driving).abs().mean(), (reference - driving).abs().mean()
         # Without a weight it is only watched, and need not be followed back.
@@ -126,15 +146,15 @@ class FusionLoss:
         total = frame + self.config.equivariance_weight * equal + self.config.face_weight * face
         losses = {"frame": frame, "equivariance": equal, "face": face}
         if self.config.parts_weight:
-            losses["parts"] = self._parts(fused, drawn)
+            losses["parts"] = self._parts(fused.regions_reference, fused.regions, drawn)
             total = total + self.config.parts_weight * losses["parts"]
         return {**losses, "l1": l1, "copy_l1": copy, "total": total}
 
-    def _parts(self, fused: Fused, drawn: Drawn) -> Tensor:
+    def _parts(self, reference: Regions, driving: Regions, drawn: Drawn) -> Tensor:
         """Distance of the first regions of s_ref and s_dri from the parts of the face."""
         assert self.clips.parts is not None
         parts = mirrored_parts(self.clips.parts[drawn["clip"], drawn["frame"]], drawn["flip"])
-        return (part_distance(fused.regions_reference, parts[:, 0]) + part_distance(fused.regions, parts[:, -1])) / 2
+        return (part_distance(reference, parts[:, 0]) + part_distance(driving, parts[:, -1])) / 2
 
     def _face(self, image: Tensor, driving: Tensor, drawn: Drawn) -> Tensor:
         """L1 about eyes and mouth of s_dri."""
@@ -167,14 +187,15 @@ def fusion_job(
     assert isinstance(network, FusionNetwork)
     steps = config.train.steps if network.with_head else config.without_head_steps
     drop = config.train.lr_drop_step * steps / config.train.steps  # at the same share of a longer or shorter training
+    groups = parameter_groups(network)
     losses = FusionLoss(config, {**networks, **canonical}, depth, clips)
     return Training(
         "fusion" if network.with_head else "fusion without head",
         networks,
-        adam([{"params": list(network.parameters())}], config.lr, config.train.clip_norm),
+        adam(groups, config.lr, config.train.clip_norm),
         steps,
         losses,
-        lambda step: [config.lr * (0.1 if step >= drop else 1.0)],
+        lambda step: [config.lr * (0.1 if step >= drop else 1.0)] * len(groups),
         settings,
         config.train.log_every_steps,
         config.train.average,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class BoundedAdam(torch.optim.Adam):
-    """Adam that first shortens the whole gradient to a given length.
+    """Adam that first shortens the gradient of each group to a given length.
 
     Source: our choice. One bad batch in thousands (a region that shrinks to a point, an attention of nearly 1) can have
     a gradient a thousand times the usual one; without the bound it threw stage 3 off its way after 2,000 steps.
@@ -20,8 +20,8 @@ class BoundedAdam(torch.optim.Adam):
         """As Adam.
 
         Args:
-            groups: Parameter groups, each with a list `params`.
-            clip_norm: Length that the gradient of all groups together may have; 0: any.
+            groups: Parameter groups, each with a list `params`; one with `bounded` False is left alone.
+            clip_norm: Length that the gradient of each group may have; 0: any.
             options: Adam's own.
         """
         super().__init__(groups, **options)
@@ -37,8 +37,10 @@ class BoundedAdam(torch.optim.Adam):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """A step; no value is read back from the GPU."""
         if self.clip_norm:
-            trained: list[Tensor] = [value for group in self.param_groups for value in group["params"]]
-            torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
+            for group in self.param_groups:
+                if group.get("bounded", True):
+                    trained: list[Tensor] = group["params"]
+                    torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)
         return super().step(closure) if closure is not None else super().step()
 
 
@@ -48,7 +50,7 @@ def adam(groups: list[dict[str, Any]], lr: float, clip_norm: float = 0.0) -> Bou
     Args:
         groups: Parameter groups, each with a list `params`.
         lr: Learning rate to start with.
-        clip_norm: Length that the gradient may have; 0: any.
+        clip_norm: Length that the gradient of each group may have; 0: any.
     """
     on_gpu = groups[0]["params"][0].is_cuda
     if not on_gpu:

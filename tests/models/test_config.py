@@ -75,6 +75,28 @@ def test_methods_that_cannot_be_generated_are_refused(
         load_params(tmp_path / "params.yaml")
 
 
+@pytest.mark.parametrize(
+    ("fusion", "regions", "parts", "message"),
+    [
+        ({"parts_weight": 1.0}, 5, 0, "flow_net.regions of at least 8"),
+        ({"parts_weight": 1.0}, 14, 3, r"parts\.regions = 3 must be 0 or 8"),
+        ({"parts_weight": 0.0}, 14, 8, "nothing else trains them"),
+        ({"parts_weight": 1.0}, 8, 8, "must be more than the 8"),
+        ({"parts_steps": 5}, 14, 0, r"parts_steps above 0 needs.*parts\.regions"),
+    ],
+)
+def test_held_regions_need_what_trains_them(
+    tmp_path: Path, fusion: dict[str, float], regions: int, parts: int, message: str
+):
+    wrong = values()
+    wrong["fusion"] |= fusion
+    wrong["fusion"]["flow_net"]["regions"] = regions
+    wrong["fusion"]["flow_net"]["parts"]["regions"] = parts
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wrong))
+    with pytest.raises(ConfigError, match=message):
+        load_params(tmp_path / "params.yaml")
+
+
 def test_settings_cannot_be_changed_in_passing():
     params = load_params(SHIPPED)
     with pytest.raises(Exception, match="frozen"):

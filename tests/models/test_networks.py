@@ -7,15 +7,16 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from models.canonical import CanonicalHead, HeadLayer, mean_canonical, render_head
 from models.coder import ConvLSTM, ImageDecoder, ImageEncoder, reflect_pad
-from models.config import Camera, CoderNet, DepthNet, FlowNet, Perceptual, PoseNet
+from models.config import Camera, CoderNet, DepthNet, FlowNet, PartNet, Perceptual, PoseNet
 from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork, attend_where_seen
 from models.geometry import intrinsics, pose_from_euler
 from models.losses import RandomTransform, depth_smoothness, equivariance, head_reconstruction, symmetry
-from models.motion import Regions, candidate_grids
+from models.motion import FlowPredictor, Regions, candidate_grids
 from models.perceptual import PerceptualLoss
 from models.pose_net import PoseNetwork
 from models.warp import normalised_grid
@@ -24,7 +25,8 @@ CAMERA = Camera(
     fov_deg=10.0, depth_min_m=0.9, depth_max_m=1.1, border_depth_m=1.04, max_angle_deg=60.0, max_translation_m=0.1
 )
 NET = CoderNet(width=8, residual_blocks=1)
-FLOW = FlowNet(regions=4, scale=0.5, width=8, max_width=32, blocks=3, temperature=0.1)
+PARTS = PartNet(regions=2, scale=1.0, width=4, blocks=2)
+FLOW = FlowNet(regions=4, parts=PARTS, scale=0.5, width=8, max_width=32, blocks=3, temperature=0.1)
 
 
 @pytest.mark.parametrize("encoder", ["slim", "mobilenet_v2"])
@@ -212,3 +214,40 @@ def test_compiled_the_mirrored_border_is_made_of_slices_and_the_same():
     assert "pad(" not in graphs[0]
     slopes = [torch.autograd.grad((padded * weight).sum(), x)[0] for padded in (found, expected)]
     torch.testing.assert_close(*slopes)
+
+
+def test_regions_with_a_predictor_of_their_own_are_moved_by_labels_alone():
+    torch.manual_seed(0)
+    phi = FlowPredictor(FLOW).train()
+    head, reference, driving = torch.rand(3, 2, 3, 32, 32)
+    (of_head, of_reference, of_driving), moved = phi.see([head, reference, driving], lambda image: image.flip(-1))
+    assert of_driving.regions.centre.shape == (2, 4, 2)  # two held, two free
+    assert moved is not None
+    assert moved.centre.shape == (2, 2, 2)
+    maps = phi.mix(of_head, of_reference, of_driving.regions)
+    assert phi.parts is not None
+    held, free = list(phi.parts.parameters()), list(phi.regions.parameters())
+
+    def reached(value: Tensor, parameters: list[torch.nn.Parameter]) -> bool:
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+    frame = maps.pixels_reference.square().sum() + maps.attention.square().sum()
+    assert reached(frame, free)
+    assert not reached(frame, held)
+    assert reached(of_driving.regions.centre[:, :2].sum(), held)
+
+
+def test_held_regions_are_looked_for_at_their_own_scale():
+    torch.manual_seed(0)
+    phi = FlowPredictor(FLOW).eval()
+    image = torch.rand(1, 3, 32, 32)
+    checker = image.clone()
+    checker[..., ::2, ::2] += 0.1  # a pattern of two pixels, gone at Phi's scale of one half
+    checker[..., 1::2, ::2] -= 0.1
+    checker[..., ::2, 1::2] -= 0.1
+    checker[..., 1::2, 1::2] += 0.1
+    (seen,), _ = phi.see([image])
+    (other,), _ = phi.see([checker])
+    change = (seen.regions.centre - other.regions.centre).abs().amax((0, 2))
+    assert change[:2].min() > 5 * change[2:].max()

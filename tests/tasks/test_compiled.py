@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tasks.bench_train import make_job, synthetic_clips, with_batch
-from tests.tasks.test_training import CPU, settings
+from tests.tasks.test_training import CPU, held_to_parts, settings
 
 GRAPHS = {"geometry": 4, "canonical": 1, "fusion": 1}
 """In stage 1, F_P and F_D run beside each other (`tasks.device.beside`), between what comes before and after."""
@@ -15,9 +15,7 @@ GRAPHS = {"geometry": 4, "canonical": 1, "fusion": 1}
 @pytest.mark.parametrize("stage", ["geometry", "canonical", "fusion"])
 def test_the_losses_of_a_stage_are_few_graphs_with_the_same_values(stage: str):
     params = with_batch(settings(geometry={"bootstrap": "both", "rendered_people": 1}), 2, 2)
-    net = params.fusion.flow_net.model_copy(update={"regions": 8})
-    fusion = params.fusion.model_copy(update={"parts_weight": 1.0, "face_weight": 1.0, "flow_net": net})
-    params = params.model_copy(update={"fusion": fusion})
+    params = held_to_parts(params, face_weight=1.0)
     job = make_job(params, stage, synthetic_clips(params, getattr(params, stage).train, 48, CPU))
     step = params.geometry.bootstrap_steps if stage == "geometry" else 0
     drawn, phase = job.losses.draw(step), job.losses.phase(step)

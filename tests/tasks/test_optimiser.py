@@ -1,5 +1,7 @@
 """Adam with bounded gradients: a huge gradient moves the weights no further than a usual one."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,14 +21,21 @@ def after_a_bad_batch(scale: float, clip_norm: float) -> torch.Tensor:
 
 def test_a_gradient_is_shortened_and_keeps_its_direction():
     weight = torch.nn.Parameter(torch.zeros(2))
-    other = torch.nn.Parameter(torch.zeros(1))
-    optimiser = adam([{"params": [weight]}, {"params": [other]}], 0.1, clip_norm=1.0)
-    ((weight * torch.tensor([3.0, 0.0])).sum() + 4 * other.sum()).backward()
+    beside = torch.nn.Parameter(torch.zeros(1))
+    other, free = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    groups: list[dict[str, Any]] = [
+        {"params": [weight, beside]},
+        {"params": [other]},
+        {"params": [free], "bounded": False},
+    ]
+    optimiser = adam(groups, 0.1, clip_norm=1.0)
+    ((weight * torch.tensor([3.0, 0.0])).sum() + 4 * beside.sum() + 2 * other.sum() + 5 * free.sum()).backward()
     optimiser.step()
-    assert weight.grad is not None
-    assert other.grad is not None
-    torch.testing.assert_close(weight.grad, torch.tensor([0.6, 0.0]), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(other.grad, torch.tensor([0.8]), rtol=1e-4, atol=1e-6)
+    # each group by itself, and not at all where that is said
+    expected = {weight: [0.6, 0.0], beside: [0.8], other: [1.0], free: [5.0]}
+    for value, gradient in expected.items():
+        assert value.grad is not None
+        torch.testing.assert_close(value.grad, torch.tensor(gradient), rtol=1e-4, atol=1e-6)
 
 
 def test_training_goes_on_after_one_bad_batch():

@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 import torch
 
-from models.config import Optim, Params, Runtime
+from models.config import Optim, Params, PartNet, Runtime
 from tasks import canonical, fusion, geometry, geometry_loss, parse
 from tasks.checkpoint_folder import is_finished, load_weights
 from tasks.clip_data import ClipSet, Drawn, batch_depth, batch_pose, draw, gather, load_clips, step_generator
 from tasks.errors import StageError
-from tasks.face_parts import part_moments, read_parts
+from tasks.face_parts import PARTS, part_moments, read_parts
 from tasks.optimiser import adam
 from tasks.paths import Paths
 from tasks.stores import array, open_store
@@ -55,6 +55,14 @@ def settings(**more: Any) -> Params:
             "perceptual": {"scales": [1.0]},
         },
     )
+
+
+def held_to_parts(params: Params, apart: bool = True, **more: Any) -> Params:
+    """The same, Phi's regions held to parts of the face but for two; with a predictor of their own or not."""
+    parts = PartNet(regions=len(PARTS) if apart else 0, scale=1.0, width=2, blocks=2)
+    net = params.fusion.flow_net.model_copy(update={"regions": len(PARTS) + 2, "parts": parts})
+    fusion = params.fusion.model_copy(update={"parts_weight": 1.0, "flow_net": net, **more})
+    return params.model_copy(update={"fusion": fusion})
 
 
 def parsed_clips(folder: Path) -> Paths:
@@ -126,11 +134,9 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert (trained.metrics / f"{stage}_loss.csv").read_text() == curve
 
 
-def test_the_fusion_is_held_to_the_parts_of_the_stored_labels(trained: Paths):
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_fusion_is_held_to_the_parts_of_the_stored_labels(trained: Paths, apart: bool):
     whole = weights(trained, "fusion")
-    params = settings()
-    net = params.fusion.flow_net.model_copy(update={"regions": 8})
-    held = params.fusion.model_copy(update={"parts_weight": 1.0, "flow_net": net})
     folder, curve = trained.checkpoint("fusion"), trained.metrics / "fusion_loss.csv"
     kept = {path: path.read_bytes() for path in [*folder.iterdir(), curve] if path.is_file()}
     labels = array(open_store(trained.masks), "labels")
@@ -139,11 +145,42 @@ def test_the_fusion_is_held_to_the_parts_of_the_stored_labels(trained: Paths):
     for place, row in enumerate(rows):
         expected = part_moments(torch.from_numpy(np.asarray(labels[int(row)])))
         torch.testing.assert_close(parts[place], expected, equal_nan=True)
-    fusion.run(params.model_copy(update={"fusion": held}), trained, "held")
+    alone = 2 if apart else 0
+    fusion.run(held_to_parts(settings(), apart, parts_steps=alone), trained, "held")
     losses = pd.read_csv(curve)
     assert weights(trained, "fusion") != whole
-    assert (losses["total"] >= losses["frame"] + losses["parts"] - 1e-3).all()
-    assert losses["parts"].iloc[0] > 0
+    before, after = losses[losses["step"] <= alone], losses[losses["step"] > alone]
+    assert (len(before), len(after)) == (alone, 4 - alone)
+    assert "frame" not in before or before["frame"].isna().all()  # at first only the labels teach
+    assert ((before["total"] - before["parts"]).abs() < 1e-3).all()
+    assert (after["total"] >= after["frame"] + after["parts"] - 1e-3).all()
+    assert (losses["parts"] > 0).all()
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+def test_the_steps_on_labels_alone_go_on_after_an_interruption(trained: Paths, monkeypatch: pytest.MonkeyPatch):
+    folder, curve = trained.checkpoint("fusion"), trained.metrics / "fusion_loss.csv"
+    kept = {path: path.read_bytes() for path in [*folder.iterdir(), curve] if path.is_file()}
+    params = held_to_parts(settings(), parts_steps=2)
+    fusion.run(params, trained, "held")
+    whole, losses = weights(trained, "fusion"), curve.read_text()
+    real, calls = fusion.FusionLoss.__call__, 0
+
+    def interrupted(self: Any, *words: Any) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(self, *words)
+
+    monkeypatch.setattr(fusion.FusionLoss, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fusion.run(params, trained, "once more")
+    fusion.run(params, trained, "once more")
+    assert calls == 2 + 3  # the first step is not taken again
+    assert weights(trained, "fusion") == whole
+    assert curve.read_text() == losses
     for path, content in kept.items():
         path.write_bytes(content)
 
