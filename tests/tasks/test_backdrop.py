@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from models.canonical import HeadLayer
+from models.canonical import CanonicalHead, HeadLayer
 from models.head3d import Head3D, Subject
 from models.pose_net import HeadPose
-from tasks.backdrop import MOVED_SHARE, backdrop, draw_views
+from tasks.backdrop import MOVED_SHARE, backdrop, draw_views, without_rim
 from tests.tasks.test_training import settings
 from tests.tasks.untrained import untrained_model
 
@@ -28,6 +29,16 @@ def test_the_head_is_painted_over_with_what_surrounds_it():
     assert behind[:, 0].max() < 0.6  # nothing red is left
     far = (((X - 24) ** 2 + (Y - 22) ** 2) > 16**2).expand(1, 3, -1, -1)
     assert torch.equal(behind[far], REFERENCE[far])
+
+
+def test_a_rim_that_fades_to_black_is_cut_off():
+    inner = -F.max_pool2d(-HEAD, 3, stride=1, padding=1)
+    faded = RED * (0.2 * HEAD + 0.8 * inner)  # the outermost pixel is dark
+    head = without_rim(CanonicalHead(faded, HEAD))
+    assert torch.equal(head.mask, inner)
+    torch.testing.assert_close(head.image, RED * inner)
+    whole = torch.ones(1, 1, 64, 64)  # a head that reaches the frame's edge goes on there
+    assert torch.equal(without_rim(CanonicalHead(whole.expand(-1, 3, -1, -1), whole)).mask, whole)
 
 
 @pytest.fixture(scope="module")
