@@ -22,10 +22,8 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 CheckpointSeconds = Annotated[float, Field(gt=0, le=120)]
 
-
 Initial = Literal["random", "pretrained", "if_present"]
 """What a network starts from; `if_present`: pretrained where the file is at hand, and the stage says which it was."""
-
 
 ClipsOnGpu = Literal["auto", "always", "never"]
 """Whether the training clips lie on the GPU; `auto`: if they take at most half of its free memory."""
