@@ -49,8 +49,8 @@ def parameter_groups(network: FusionNetwork) -> list[dict[str, Any]]:
     """What `adam` takes.
 
     Source: our choice. With regions held to parts, both predictors' gradients are bounded each by itself and the rest's
-    is not: bounded together, the regions' gradient, hundreds of times as long, decides how fast the rest learns. (Mouths
-    then followed with 0.35 instead of 0.67; but the other run's predictor had twice the channels, too.)
+    is not: bounded together, the regions' gradient, hundreds of times as long, decides how fast the rest learns.
+    (Mouths then followed with 0.35 instead of 0.67; but the other run's predictor had twice the channels, too.)
     """
     if network.flow.parts is None:
         return [{"params": list(network.parameters())}]
