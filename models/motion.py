@@ -255,11 +255,12 @@ class FlowPredictor(nn.Module):
         self.scale, part = config.scale, config.parts
         self.held, self.part_scale = part.regions, part.scale
         candidates = config.regions + 1
-        more = (config.max_width, config.blocks, config.temperature)
-        self.regions = RegionPredictor(config.regions - part.regions, config.width // 2, *more)
-        self.parts: RegionPredictor | None = None
-        if part.regions:
-            self.parts = RegionPredictor(part.regions, part.width, config.max_width, part.blocks, config.temperature)
+
+        def predictor(regions: int, width: int, blocks: int) -> RegionPredictor:
+            return RegionPredictor(regions, width, config.max_width, blocks, config.temperature)
+
+        self.regions = predictor(config.regions - part.regions, config.width // 2, config.blocks)
+        self.parts = predictor(part.regions, part.width, part.blocks) if part.regions else None
         self.body = Hourglass(2 * candidates * 4, config.width, config.max_width, config.blocks)
         self.mask_head = nn.Conv2d(self.body.channels, candidates, 7, padding=3)
         self.mask_reference = nn.Conv2d(self.body.channels, candidates, 7, padding=3)

@@ -52,7 +52,6 @@ def backdrop(reference: Tensor, mask: Tensor) -> Tensor:
     return torch.where(torch.from_numpy(hole).to(reference.device) > 0, filled, reference)
 
 
-@torch.no_grad()
 def without_rim(head: CanonicalHead) -> CanonicalHead:
     """The head less the outermost `RIM_SHARE` of the width, where its colours fade into the black around them.
 
@@ -66,6 +65,7 @@ def without_rim(head: CanonicalHead) -> CanonicalHead:
     return CanonicalHead(head.image * (kept / head.mask.clamp(min=1e-2)), kept)
 
 
+@torch.no_grad()
 def draw_views(model: Head3D, subject: Subject, behind: Tensor, pose: HeadPose) -> Output:
     """The subject at poses given by hand, on its backdrop.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,45 +100,59 @@ def test_every_stage_leaves_weights_settings_and_a_loss_curve(trained: Paths):
         assert np.isfinite(curve["total"]).all()
 
 
+def interrupt(monkeypatch: pytest.MonkeyPatch, losses: type, at: int) -> list[str]:
+    """Let a stage's losses be interrupted, once, at a call; returns the phases of the calls so far, which grows."""
+    real: Callable[..., dict[str, torch.Tensor]] = losses.__call__
+    calls: list[str] = []
+
+    def interrupted(self: Any, phase: str, drawn: Drawn) -> dict[str, torch.Tensor]:
+        calls.append(phase)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return real(self, phase, drawn)
+
+    monkeypatch.setattr(losses, "__call__", interrupted)
+    return calls
+
+
+@pytest.fixture
+def fusion_kept(trained: Paths) -> Iterator[None]:
+    """Stage 3's files are afterwards what they were."""
+    folder, curve = trained.checkpoint("fusion"), trained.metrics / "fusion_loss.csv"
+    kept = {path: path.read_bytes() for path in [*folder.iterdir(), curve] if path.is_file()}
+    yield
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_an_interrupted_run_ends_with_the_same_bytes(
     trained: Paths, stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     whole, curve = weights(trained, stage), (trained.metrics / f"{stage}_loss.csv").read_text()
-    calls = 0
     losses = {
         "geometry": geometry_loss.GeometryLoss,
         "canonical": canonical.CanonicalLoss,
         "fusion": fusion.FusionLoss,
     }
-    module = losses[stage]
-    real = module.__call__
-
-    def interrupted(self: Any, phase: str, drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return real(self, phase, drawn)
-
     marker = trained.checkpoint(stage) / "stage.json"
     marker.write_text(marker.read_text().replace(f"fp-{stage}", "another"))  # so that it trains anew
-    monkeypatch.setattr(module, "__call__", interrupted)
+    calls = interrupt(monkeypatch, losses[stage], 3)
     with pytest.raises(KeyboardInterrupt):
         STAGES[stage](settings(), trained, f"fp-{stage}")
     assert list(trained.checkpoint(stage).glob("step_*"))
     assert not (trained.checkpoint(stage) / "model.safetensors").exists()
     STAGES[stage](settings(), trained, f"fp-{stage}")
-    assert calls > 3
+    assert len(calls) > 3
     assert weights(trained, stage) == whole
     assert (trained.metrics / f"{stage}_loss.csv").read_text() == curve
 
 
+@pytest.mark.usefixtures("fusion_kept")
 @pytest.mark.parametrize("apart", [False, True])
 def test_the_fusion_is_held_to_the_parts_of_the_stored_labels(trained: Paths, apart: bool):
     whole = weights(trained, "fusion")
-    folder, curve = trained.checkpoint("fusion"), trained.metrics / "fusion_loss.csv"
-    kept = {path: path.read_bytes() for path in [*folder.iterdir(), curve] if path.is_file()}
+    curve = trained.metrics / "fusion_loss.csv"
     labels = array(open_store(trained.masks), "labels")
     rows = np.array([3, 0])
     parts = read_parts(trained, rows, torch.device("cpu"))
@@ -155,34 +169,21 @@ def test_the_fusion_is_held_to_the_parts_of_the_stored_labels(trained: Paths, ap
     assert ((before["total"] - before["parts"]).abs() < 1e-3).all()
     assert (after["total"] >= after["frame"] + after["parts"] - 1e-3).all()
     assert (losses["parts"] > 0).all()
-    for path, content in kept.items():
-        path.write_bytes(content)
 
 
+@pytest.mark.usefixtures("fusion_kept")
 def test_the_steps_on_labels_alone_go_on_after_an_interruption(trained: Paths, monkeypatch: pytest.MonkeyPatch):
-    folder, curve = trained.checkpoint("fusion"), trained.metrics / "fusion_loss.csv"
-    kept = {path: path.read_bytes() for path in [*folder.iterdir(), curve] if path.is_file()}
+    curve = trained.metrics / "fusion_loss.csv"
     params = held_to_parts(settings(), parts_steps=2)
     fusion.run(params, trained, "held")
     whole, losses = weights(trained, "fusion"), curve.read_text()
-    real, calls = fusion.FusionLoss.__call__, 0
-
-    def interrupted(self: Any, *words: Any) -> dict[str, torch.Tensor]:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return real(self, *words)
-
-    monkeypatch.setattr(fusion.FusionLoss, "__call__", interrupted)
+    calls = interrupt(monkeypatch, fusion.FusionLoss, 2)
     with pytest.raises(KeyboardInterrupt):
         fusion.run(params, trained, "once more")
     fusion.run(params, trained, "once more")
-    assert calls == 2 + 3  # the first step is not taken again
+    assert len(calls) == 2 + 3  # the first step is not taken again
     assert weights(trained, "fusion") == whole
     assert curve.read_text() == losses
-    for path, content in kept.items():
-        path.write_bytes(content)
 
 
 def with_steps(count: int) -> Params:
@@ -203,22 +204,13 @@ def test_the_fusion_without_the_head_is_trained_beside_the_other(trained: Paths,
     assert rates.tolist() == pytest.approx([6e-4] * 5 + [6e-5])  # drops after 3/4 of the steps, as the other's does
     assert first_bytes != whole
 
-    real, calls = fusion.FusionLoss.__call__, 0
-
-    def interrupted(self: Any, *words: Any) -> dict[str, torch.Tensor]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return real(self, *words)
-
     shutil.rmtree(second)
-    monkeypatch.setattr(fusion.FusionLoss, "__call__", interrupted)
+    calls = interrupt(monkeypatch, fusion.FusionLoss, 3)
     with pytest.raises(KeyboardInterrupt):
         fusion.run(with_steps(6), trained, "fp-fusion")
     assert list(second.glob("step_*"))
     fusion.run(with_steps(6), trained, "fp-fusion")
-    assert calls == 7
+    assert len(calls) == 7
     assert (second / "model.safetensors").read_bytes() == first_bytes
     fusion.run(settings(), trained, "fp-fusion")
     assert not second.exists()
