@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from models.config import CoderNet
 from models.kept import constant
 from models.layout import channels_last
+from models.precision import as_read
+from models.resize import NearestX2
 
 
 def reflect_pad(x: Tensor, width: int) -> Tensor:
@@ -70,7 +72,7 @@ class ReflectConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, channels_in, H, W)` to `(B, channels_out, H / stride, W / stride)`."""
-        return F.conv2d(reflect_pad(x, self.border), self.weight, self.bias, self.stride)
+        return F.conv2d(reflect_pad(as_read(x), self.border), self.weight, self.bias, self.stride)
 
 
 def conv_block(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -134,7 +136,7 @@ class ImageDecoder(nn.Module):
         w = config.width
         self.residual = nn.Sequential(*(ResidualBlock(4 * w) for _ in range(config.residual_blocks)))
         self.ups = nn.ModuleList([conv_block(4 * w, 2 * w, 3), conv_block(2 * w, w, 3)])
-        self.larger: nn.Module = nn.Upsample(scale_factor=2, mode="nearest")
+        self.larger: nn.Module = NearestX2()
         self.out = ReflectConv2d(w, 3, 7)
         # Both stages add the logits to an image that is known: training starts from that image as it is.
         nn.init.zeros_(self.out.weight)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.precision import as_read
+
 WHOLE_CHANNELS = 8
 """A GPU's matrix units take so many channels at once; other numbers are filled up by a copy."""
 
@@ -30,9 +32,10 @@ def joined(conv: nn.Conv2d, parts: Sequence[Tensor]) -> Tensor:
     Returns:
         As `conv(torch.cat(parts, 1))`.
     """
+    parts = [as_read(part) for part in parts]  # or a picture of float32 would make all of it float32
     missing = -conv.in_channels % WHOLE_CHANNELS
     if not torch.compiler.is_dynamo_compiling() or not missing:
-        return conv(channels_last(torch.cat(list(parts), 1)))
+        return conv(channels_last(torch.cat(parts, 1)))
     first = parts[0]
     zeros = first.new_zeros(first.shape[0], missing, *first.shape[2:])
     x = channels_last(torch.cat([*parts, zeros], 1))

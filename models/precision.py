@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,6 +21,17 @@ def mixed(device: torch.device, precision: str) -> torch.autocast:
         precision: `float32` or `bfloat16`.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def as_read(x: Tensor) -> Tensor:
+    """`x` as the convolution that follows will round it inside `mixed`; elsewhere as it is.
+
+    Rounded first, what is padded or enlarged on the way there is half as long in memory, and not copied once more.
+    """
+    kind = x.device.type
+    if kind not in ("cuda", "cpu") or not torch.is_autocast_enabled(kind):  # others (meta) are not asked
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 def store_short(network: nn.Module, precision: str) -> None:
@@ -37,7 +48,8 @@ def store_short(network: nn.Module, precision: str) -> None:
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of a function of float32 tensors that stays float32 inside `mixed` (einsum would not)."""
+    """Decorator of a function that keeps the types of its tensors inside `mixed`, where einsum would round float32 and
+    an enlargement would give it."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:

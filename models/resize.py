@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from models.precision import as_read, full_precision
 
 
 def bilinear_x2(x: Tensor) -> Tensor:
@@ -23,7 +25,9 @@ def bilinear_x2(x: Tensor) -> Tensor:
     return _Doubled.apply(x) if torch.is_grad_enabled() and x.requires_grad else _doubled(x)
 
 
+@full_precision
 def _doubled(x: Tensor) -> Tensor:
+    """In the type of `x`: inside `mixed` the library's would give float32, twice as long and to be rounded again."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
@@ -46,6 +50,19 @@ class _Doubled(torch.autograd.Function):
         del ctx
         padded = F.pad(gradients[0], (1, 1, 1, 1), mode="replicate")
         return _gathered(_gathered(padded, 3), 2)
+
+
+class NearestX2(nn.Module):
+    """Nearest enlargement by two, in the type that the convolution after it reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to `(B, C, 2 H, 2 W)`."""
+        return _repeated(as_read(x))
+
+
+@full_precision
+def _repeated(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def _gathered(padded: Tensor, dim: int) -> Tensor:
