@@ -178,7 +178,7 @@ class ConvLSTM(nn.Module):
         """
         hidden = cell = torch.zeros_like(features[:, 0])
         for feature in features.unbind(1):
-            gates = self.gates(channels_last(torch.cat([feature, hidden], dim=1)))
+            gates = self.gates(channels_last(torch.cat([as_read(feature), as_read(hidden)], dim=1)))
             take, keep, show, new = gates.chunk(4, dim=1)
             cell = keep.sigmoid() * cell + take.sigmoid() * new.tanh()
             hidden = show.sigmoid() * cell.tanh()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.coder import ImageDecoder
+from models.coder import ConvLSTM, ImageDecoder
 from models.config import CoderNet
 from models.depth_net import UpBlock
 from models.resize import bilinear_x2
@@ -51,7 +51,8 @@ def test_in_a_short_precision_nothing_is_enlarged_at_full_length() -> None:
     torch.manual_seed(0)
     up, decoder = UpBlock(8, 3, 4), ImageDecoder(CoderNet(width=4, residual_blocks=1))
     x, picture, feature = torch.rand(1, 8, 4, 4).bfloat16(), torch.rand(1, 3, 8, 8), torch.rand(1, 16, 4, 4)
-    for run in (lambda: up(x, picture), lambda: decoder(feature)):
+    gathering = ConvLSTM(16)
+    for run in (lambda: up(x, picture), lambda: decoder(feature), lambda: gathering(feature[None])):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             torch.compile(run, backend="eager", fullgraph=True)()  # it can be followed
         seen = Enlarged()
