@@ -6,6 +6,7 @@ What reads stores is imported where it is used: benches train on a machine that 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -214,6 +215,7 @@ def load_clips(
     with_geometry: bool,
     quality: Quality | None = None,
     on_gpu: ClipsOnGpu = "always",
+    only: Collection[str] | None = None,
 ) -> ClipSet:
     """Read the stores into memory, clip by clip.
 
@@ -224,6 +226,7 @@ def load_clips(
         with_geometry: Also read depth and pose (after stage 1).
         quality: Leave training clips out that these limits flag (test clips always stay); None: keep all.
         on_gpu: `runtime.clips_on_gpu`: whether they lie there, too.
+        only: Names of the clips that are needed; the others are not read. None: all of the split.
 
     Returns:
         The clips.
@@ -236,6 +239,8 @@ def load_clips(
     table = usable_clips(paths)
     if split is not None:
         table = table[table["split"] == split].reset_index(drop=True)
+    if only is not None:
+        table = table[table["clip"].isin(list(only))].reset_index(drop=True)
     if table.empty:
         raise StageError(f"no usable {split or ''} clip; `head3d inspect --store` shows what was refused and why")
     if quality is not None:

@@ -165,7 +165,8 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
             "lower crop.clip_frames or add videos"
         )
     engines = _load_engines(paths, config.methods, device, params.runtime)
-    clips = load_clips(paths, None, device, with_geometry=False, on_gpu=params.runtime.clips_on_gpu)
+    needed = {*pairs["subject_clip"], *pairs["driving_clip"]}  # a few of a training set that may fill the memory
+    clips = load_clips(paths, None, device, with_geometry=False, on_gpu=params.runtime.clips_on_gpu, only=needed)
     shape = (clips.frames.shape[1], clips.size_px, clips.size_px, 3)
     group = _frame_arrays(folder, pairs, config.methods, shape)
     mark(folder, fingerprint, complete=False)

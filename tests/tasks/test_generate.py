@@ -248,6 +248,38 @@ def test_an_added_method_makes_only_its_own_videos_and_one_taken_out_goes(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+def test_only_the_clips_of_the_pairs_are_read(
+    finished: tuple[Params, Paths], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    params, paths = finished
+    everything = load_clips(paths, None, torch.device("cpu"), with_geometry=False)
+    two = load_clips(paths, None, torch.device("cpu"), with_geometry=False, only={"clip5_0", "clip3_0"})
+    assert two.table["clip"].tolist() == ["clip3_0", "clip5_0"]
+    for name in two.table["clip"]:
+        one, same = two.index_of(name), everything.index_of(name)
+        for part in ("frames", "head", "landmarks"):
+            assert torch.equal(getattr(two, part)[one], getattr(everything, part)[same])
+    read: list[int] = []
+    made: list[np.ndarray] = []
+    for pairs_only in (True, False):
+
+        def counted(*words: Any, only: Any, pairs_only: bool = pairs_only, **more: Any) -> Any:
+            clips = load_clips(*words, only=only if pairs_only else None, **more)
+            read.append(len(clips))
+            return clips
+
+        monkeypatch.setattr(generate, "load_clips", counted)
+        without = shutil.ignore_patterns("generated")
+        fresh = Paths(shutil.copytree(paths.data, tmp_path / str(pairs_only), ignore=without))
+        changes = {"methods": ["head3d", "copy_reference"], "self_pairs": 1, "cross_pairs": 0}
+        section = params.generate.model_copy(update=changes)
+        generate.run(params.model_copy(update={"generate": section}), fresh, "one pair")
+        frames = zarr.open_group(fresh.generated / "frames.zarr", mode="r")
+        made.append(np.stack([array(frames, f"{method}/self")[0] for method in ("head3d", "copy_reference")]))
+    assert read == [2, len(everything)]
+    assert (made[0] == made[1]).all()
+
+
 def test_videos_made_elsewhere_join_and_nothing_is_made_again(
     finished: tuple[Params, Paths], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
