@@ -18,6 +18,7 @@ from PIL import Image
 
 from models.canonical import HeadLayer
 from models.config import MethodName, Params
+from models.engine import Engine
 from tasks import canonical, fusion, generate, geometry, parse
 from tasks.animate import Limits, Wanted, animate
 from tasks.clip_data import load_clips
@@ -165,7 +166,9 @@ def test_the_engines_videos_are_those_of_the_plain_model(finished: tuple[Params,
     subject, driving = (clips.index_of(pair[name]) for name in ("subject_clip", "driving_clip"))
     for method in ("head3d", "no_driving_head"):
         one = models[METHODS[method].driving_head]
-        state = generate.make_subject(one, clips, subject, int(pair["reference_frame"]), params.generate, method)
+        state = generate.make_subject(
+            Engine(one), clips, subject, int(pair["reference_frame"]), params.generate, method
+        )
         expected = to_uint8(one.drive(state, clips.images(driving), clips.head[driving].float()).image)
         stored = np.asarray(array(frames, f"{method}/self")[int(pair["index"])])
         assert np.abs(stored.astype(int) - expected).max() <= 1
@@ -184,13 +187,17 @@ def count_renders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_n_changes_the_canonical_head_and_never_s_ref(finished: tuple[Params, Paths]):
+def test_n_changes_the_canonical_head_and_never_s_ref(finished: tuple[Params, Paths], monkeypatch: pytest.MonkeyPatch):
     params, paths = finished
-    model = load_model(paths.data / "checkpoints", torch.device("cpu"))
+    engine = Engine(load_model(paths.data / "checkpoints", torch.device("cpu")))
     clips = load_clips(paths, None, torch.device("cpu"), with_geometry=False)
     names: tuple[MethodName, ...] = ("head3d_n1", "head3d_n3", "head3d", "mean_canonical")
     config = params.generate.model_copy(update={"references": 2})
-    one, three, two, mean = (generate.make_subject(model, clips, 0, 3, config, name) for name in names)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default, which must not reach a figure
+    rounded: list[bool] = []
+    engine.model.depth.register_forward_hook(lambda *_: rounded.append(torch.backends.cudnn.allow_tf32))
+    one, three, two, mean = (generate.make_subject(engine, clips, 0, 3, config, name) for name in names)
+    assert rounded == 8 * [False]
     for state in (one, three, two, mean):
         assert torch.equal(state.reference, clips.images(0, slice(3, 4)))
         assert torch.allclose(state.reference_pose.angles_deg, one.reference_pose.angles_deg, atol=1e-4)
@@ -263,8 +270,8 @@ def test_only_the_clips_of_the_pairs_are_read(
     made: list[np.ndarray] = []
     for pairs_only in (True, False):
 
-        def counted(*words: Any, only: Any, pairs_only: bool = pairs_only, **more: Any) -> Any:
-            clips = load_clips(*words, only=only if pairs_only else None, **more)
+        def counted(where: Paths, split: None, device: torch.device, pairs_only: bool = pairs_only, **more: Any) -> Any:
+            clips = load_clips(where, split, device, **(more if pairs_only else {**more, "only": None}))
             read.append(len(clips))
             return clips
 
