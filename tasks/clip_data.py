@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.config import Camera, ClipsOnGpu, Optim, Quality
 from models.geometry import Pose, intrinsics
-from models.landmark_pose import poses_of_videos
+from models.landmark_pose import poses_of_videos, smoothed
 from models.pose_net import HeadPose
 from tasks.clip_table import ok_clips, read_table
 from tasks.errors import StageError
@@ -132,18 +132,6 @@ class ClipSet:
         """Some of the values, on the device, wherever they and their places lie."""
         place = tuple(part.to(values.device) if isinstance(part, Tensor) else part for part in where)
         return values[place].to(self.device)
-
-
-def smoothed(values: Tensor) -> Tensor:
-    """Values `(n, T, C)` averaged over time with weights 1 2 3 2 1; unknown ones (NaN) have no weight and stay NaN."""
-    known = torch.isfinite(values)
-    filled = torch.where(known, values, torch.zeros_like(values))
-    total, weight = 3 * filled, 3.0 * known
-    for shift, share in ((1, 2.0), (2, 1.0)):
-        for target, source in ((total, filled), (weight, known.to(values.dtype))):
-            target[:, shift:] += share * source[:, :-shift]
-            target[:, :-shift] += share * source[:, shift:]
-    return torch.where(known, total / weight.clamp(min=1), torch.nan)
 
 
 def usable_clips(paths: Paths) -> pd.DataFrame:
