@@ -70,9 +70,7 @@ class Folder(Section):
 
     path: str
     limit: NonNegative  # 0: all
-    identity_pattern: (
-        str  # first group of this regular expression on the file name; no match: parent folder or file stem
-    )
+    identity_pattern: str  # first group of this pattern on the file name; no match: parent folder or file stem
 
 
 class VoxCeleb(Section):
@@ -369,7 +367,8 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
             hint = f"; did you mean '{'.'.join(filter(None, [parent, near[0]]))}'?" if near else ""
             lines.append(f"'{key}' is not a setting{hint}")
         elif item["type"] == "missing":
-            lines.append(f"'{key}' is missing; `head3d preset demo` writes a complete file")
+            hint = "; `head3d preset demo` writes a complete file" if model is Params else ""  # a checkpoint needs none
+            lines.append(f"'{key}' is missing{hint}")
         else:
             lines.append(f"'{key}' = {item['input']!r}: {item['msg'][:1].lower()}{item['msg'][1:]}")
     return f"{where}: " + "; ".join(lines)

@@ -93,12 +93,24 @@ class Engine:
         self._recorded: dict[int, _Recorded] = {}
         self._run = self._compute
 
+    def subject(self, images: Tensor, masks: Tensor, reference: int, use_mean: bool = False) -> Subject:
+        """`Head3D.subject` in this engine's numbers: by itself, torch rounds the factors of a GPU's convolutions.
+
+        Args:
+            images: See there, as for the others.
+            masks: Head masks.
+            reference: Which of them is s_ref.
+            use_mean: The ablation of Table 3.
+        """
+        with self._numbers(once=True):
+            return self.model.subject(images, masks, reference, use_mean)
+
     @torch.inference_mode()
     def start(self, subject: Subject, first: HeadPose | None = None) -> None:
         """Take a subject; the next frames drive it.
 
         Args:
-            subject: From `Head3D.subject`.
+            subject: From `subject`, or from the model's.
             first: Pose of the first driving frame (`pose_of`) for the relative mode; None: the absolute mode.
         """
         self._take_size(*subject.reference.shape[-2:])
@@ -121,7 +133,8 @@ class Engine:
             masks: Head masks, `(T, H, W)`, 0/1.
         """
         images = frames.to(self.device).permute(0, 3, 1, 2).float() / 255
-        return self.model.pose(images * masks.to(self.device)[:, None].float())
+        with self._numbers(once=True):
+            return self.model.pose(images * masks.to(self.device)[:, None].float())
 
     @torch.inference_mode()
     def images(self, images: Tensor, masks: Tensor) -> Tensor:
@@ -204,15 +217,19 @@ class Engine:
         return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
 
     @contextmanager
-    def _numbers(self) -> Iterator[None]:
-        """The precision, while kernels are chosen."""
-        short = self.precision in ("float16", "bfloat16")
+    def _numbers(self, once: bool = False) -> Iterator[None]:
+        """The precision, while kernels are chosen.
+
+        Args:
+            once: For what is computed once per subject: never short, and no time is spent on trying kernels.
+        """
+        short = self.precision in ("float16", "bfloat16") and not once
         dtype = getattr(torch, self.precision) if short else None
         before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
         fast = self.precision != "float32"
         torch.backends.cudnn.allow_tf32 = fast
         torch.backends.cuda.matmul.allow_tf32 = False  # products of the geometry; the networks' own are few and small
-        torch.backends.cudnn.benchmark = self._record
+        torch.backends.cudnn.benchmark = self._record and not once
         try:
             with torch.autocast(self.device.type, dtype=dtype, enabled=short):
                 yield

@@ -170,6 +170,18 @@ class InPlane(NamedTuple):
         )
 
 
+def smoothed(values: Tensor) -> Tensor:
+    """Values `(n, T, C)` averaged over time with weights 1 2 3 2 1; unknown ones (NaN) have no weight and stay NaN."""
+    known = torch.isfinite(values)
+    filled = torch.where(known, values, torch.zeros_like(values))
+    total, weight = 3 * filled, 3.0 * known
+    for shift, share in ((1, 2.0), (2, 1.0)):
+        for target, source in ((total, filled), (weight, known.to(values.dtype))):
+            target[:, shift:] += share * source[:, :-shift]
+            target[:, :-shift] += share * source[:, shift:]
+    return torch.where(known, total / weight.clamp(min=1), torch.nan)
+
+
 def ellipsoid_depth(mask: Tensor, K: Tensor) -> Tensor:
     """Depth of an ellipsoid that fills each head mask: its centre at 1 m, a fifth deeper than it is wide (faces
     protrude).

@@ -81,7 +81,8 @@ def subject_state(model: Head3D, person: HeadVideo, references: int, pick: str) 
             parts.append(model.pose(images * masks).angles_deg.cpu())
         return torch.cat(parts)
 
-    chosen = choose_references(len(person.frames), references, pick, angles)
+    areas = torch.from_numpy(person.head).flatten(1).sum(1)
+    chosen = choose_references(areas, references, pick, angles)
     images, masks = person.tensors(chosen, model.device)
     return ReadySubject(model.subject(images, masks, reference=0), chosen, model.pose(images * masks).angles_deg.cpu())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,21 +223,16 @@ def load_stage1(folder: Path, device: torch.device) -> tuple[dict[str, Module], 
     Raises:
         StageError: There is no such checkpoint, or another version wrote it.
     """
-    from models.config import ConfigError, Geometry, build
     from models.depth_net import DepthNetwork
     from models.pose_net import PoseNetwork
     from tasks.checkpoint_folder import load_weights
     from tasks.errors import StageError
+    from tasks.trained import geometry_settings
 
     file = folder / "config.json"
     if not file.is_file():
         raise StageError(f"{file} does not exist; name the folder of a trained stage 1, as data/checkpoints/geometry")
-    try:
-        settings = json.loads(file.read_text())
-        config = build(Geometry, settings["geometry"], str(file))
-        size = int(settings["size_px"])
-    except (ValueError, KeyError, ConfigError) as error:
-        raise StageError(f"{file} is of another version of Head3D; `dvc repro geometry` trains anew") from error
+    config, size = geometry_settings(folder)
     networks: dict[str, Module] = {
         "depth": DepthNetwork(config.depth_net, config.camera),
         "pose": PoseNetwork(config.pose_net, config.camera),

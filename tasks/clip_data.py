@@ -6,6 +6,7 @@ What reads stores is imported where it is used: benches train on a machine that 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from models.config import Camera, ClipsOnGpu, Optim, Quality
 from models.geometry import Pose, intrinsics
-from models.landmark_pose import poses_of_videos
+from models.landmark_pose import poses_of_videos, smoothed
 from models.pose_net import HeadPose
 from tasks.clip_table import ok_clips, read_table
 from tasks.errors import StageError
@@ -133,18 +134,6 @@ class ClipSet:
         return values[place].to(self.device)
 
 
-def smoothed(values: Tensor) -> Tensor:
-    """Values `(n, T, C)` averaged over time with weights 1 2 3 2 1; unknown ones (NaN) have no weight and stay NaN."""
-    known = torch.isfinite(values)
-    filled = torch.where(known, values, torch.zeros_like(values))
-    total, weight = 3 * filled, 3.0 * known
-    for shift, share in ((1, 2.0), (2, 1.0)):
-        for target, source in ((total, filled), (weight, known.to(values.dtype))):
-            target[:, shift:] += share * source[:, :-shift]
-            target[:, :-shift] += share * source[:, shift:]
-    return torch.where(known, total / weight.clamp(min=1), torch.nan)
-
-
 def usable_clips(paths: Paths) -> pd.DataFrame:
     """Rows of the clip table that have frames and masks."""
     from tasks.stores import array, open_store
@@ -214,6 +203,7 @@ def load_clips(
     with_geometry: bool,
     quality: Quality | None = None,
     on_gpu: ClipsOnGpu = "always",
+    only: Collection[str] | None = None,
 ) -> ClipSet:
     """Read the stores into memory, clip by clip.
 
@@ -224,6 +214,7 @@ def load_clips(
         with_geometry: Also read depth and pose (after stage 1).
         quality: Leave training clips out that these limits flag (test clips always stay); None: keep all.
         on_gpu: `runtime.clips_on_gpu`: whether they lie there, too.
+        only: Names of the clips that are needed; the others are not read. None: all of the split.
 
     Returns:
         The clips.
@@ -236,6 +227,8 @@ def load_clips(
     table = usable_clips(paths)
     if split is not None:
         table = table[table["split"] == split].reset_index(drop=True)
+    if only is not None:
+        table = table[table["clip"].isin(list(only))].reset_index(drop=True)
     if table.empty:
         raise StageError(f"no usable {split or ''} clip; `head3d inspect --store` shows what was refused and why")
     if quality is not None:

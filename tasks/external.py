@@ -10,6 +10,7 @@ tells where it comes from.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,15 @@ def find_video(folder: Path, setting: str, pair: str) -> Path:
     raise UnusableError("missing")
 
 
+def _natural(file: Path) -> tuple[list[str | int], str]:
+    """What frames are sorted by: numbers in a name count as numbers, for 10.png comes after 2.png."""
+    parts = re.split(r"([0-9]+)", file.name)  # text and numbers in turn, a text first
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], file.name
+
+
 def _files(source: Path) -> list[Path]:
-    """The video, or the frames of a folder in the order of their names."""
-    return sorted(source.glob("*.png")) if source.is_dir() else [source]
+    """The video, or the frames of a folder in the order of their names, numbers as numbers."""
+    return sorted(source.glob("*.png"), key=_natural) if source.is_dir() else [source]
 
 
 def read_video(path: Path, frames: int, size_px: int) -> np.ndarray:

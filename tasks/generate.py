@@ -17,7 +17,7 @@ from zarr.codecs import ZstdCodec
 
 from models.config import Generate, Params, Runtime
 from models.engine import Engine
-from models.head3d import Head3D, Subject
+from models.head3d import Subject
 from tasks.checkpoint_folder import mark, read_fingerprint
 from tasks.clip_data import ClipSet, load_clips, usable_clips
 from tasks.device import choose_device
@@ -58,13 +58,13 @@ def reference_frames(reference: int, length: int, count: int, seed: int) -> Tens
 
 
 def make_subject(
-    model: Head3D, clips: ClipSet, clip: int, reference: int, config: Generate, method: str = OURS
+    engine: Engine, clips: ClipSet, clip: int, reference: int, config: Generate, method: str = OURS
 ) -> Subject:
     """The canonical head of a stored clip as a method makes it; `reference` is s_ref's frame, the same for all."""
     row = METHODS[method]
     count = row.references or config.references
     frames = reference_frames(reference, clips.frames.shape[1], count, config.seed)
-    return model.subject(clips.images(clip, frames), clips.heads(clip, frames)[1], 0, row.mean_head)
+    return engine.subject(clips.images(clip, frames), clips.heads(clip, frames)[1], 0, row.mean_head)
 
 
 def render_pair(
@@ -88,7 +88,7 @@ def render_pair(
     if METHODS[method].role == "trivial":
         still = clips.images(subject, slice(reference, reference + 1))
         return to_uint8(still.expand(len(motion), -1, -1, -1)), None
-    state = make_subject(engine.model, clips, subject, reference, config, method)
+    state = make_subject(engine, clips, subject, reference, config, method)
     engine.start(state, engine.pose_of(motion[:1], masks[:1]) if config.mode == "relative" else None)
     frames = engine.frames(motion, masks, BATCH).frames.numpy()
     if not METHODS[method].driving_head:
@@ -165,7 +165,8 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
             "lower crop.clip_frames or add videos"
         )
     engines = _load_engines(paths, config.methods, device, params.runtime)
-    clips = load_clips(paths, None, device, with_geometry=False, on_gpu=params.runtime.clips_on_gpu)
+    needed = {*pairs["subject_clip"], *pairs["driving_clip"]}  # a few of a training set that may fill the memory
+    clips = load_clips(paths, None, device, with_geometry=False, on_gpu=params.runtime.clips_on_gpu, only=needed)
     shape = (clips.frames.shape[1], clips.size_px, clips.size_px, 3)
     group = _frame_arrays(folder, pairs, config.methods, shape)
     mark(folder, fingerprint, complete=False)

@@ -193,7 +193,8 @@ def _parsed(paths: Paths, row: int) -> zarr.Group | None:
         masks = open_store(paths.masks)
     except FileNotFoundError:
         return None
-    return masks if array(masks, "done")[row] else None
+    done = array(masks, "done")  # shorter than the clips, where some came after the masks
+    return masks if row < len(done) and done[row] else None
 
 
 def _why_no_mask(paths: Paths, clip: str) -> str:

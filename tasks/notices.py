@@ -258,6 +258,7 @@ def trained_range(data: Path) -> AngleRange | None:
     store = open_store(paths.geometry)
     done = np.asarray(array(store, "done")[:])
     rows = ok_clips(read_table(paths.clip_table), "train")["row"].to_numpy()
+    rows = rows[rows < len(done)]  # clips that came after stage 1
     rows = rows[done[rows] == 1]
     if not len(rows):
         return None

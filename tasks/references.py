@@ -12,6 +12,8 @@ from tasks.frames import spread_frames
 
 PICKS = ("even", "spread")
 """even: equal steps in time, as the pipeline's own evaluation does; spread: by pose."""
+SHOWN_SHARE = 0.8
+"""A frame shows the head if its head area is at least this share of the median's."""
 
 
 def spread_by_pose(angles_deg: Tensor, count: int) -> Tensor:
@@ -36,11 +38,30 @@ def spread_by_pose(angles_deg: Tensor, count: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def choose_references(frames: int, count: int, pick: str, angles_deg: Callable[[], Tensor]) -> Tensor:
+def frames_that_show_the_head(areas: Tensor, count: int) -> Tensor:
+    """Frames among which references may be chosen by pose.
+
+    Source: our choice. F_P's pose of a head that is covered, or not there, means nothing: it is near 0, so that a hand
+    before the face would pass for the most frontal frame, or far from all others.
+
+    Args:
+        areas: Head area of every frame, `(T,)`.
+        count: So many are needed; with fewer that show the head, those of the largest areas are taken.
+
+    Returns:
+        Frame indices in order, at least `count`.
+    """
+    areas = areas.float()
+    shown = areas[areas > 0]  # the median of a head that is away half of the time would be 0
+    enough = int((shown >= SHOWN_SHARE * shown.median()).sum()) if len(shown) else 0
+    return areas.argsort(descending=True, stable=True)[: max(enough, count)].sort().values
+
+
+def choose_references(areas: Tensor, count: int, pick: str, angles_deg: Callable[[], Tensor]) -> Tensor:
     """The reference frames of a video; the first of them is s_ref.
 
     Args:
-        frames: T, how many frames there are.
+        areas: Head area of every frame, `(T,)`: by pose, only frames that show the head are chosen.
         count: N, how many to choose; all of them if the video is shorter.
         pick: One of `PICKS`.
         angles_deg: Gives (yaw, pitch, roll) of every frame, `(T, 3)`, degrees; only called when it is needed.
@@ -51,9 +72,10 @@ def choose_references(frames: int, count: int, pick: str, angles_deg: Callable[[
     Raises:
         StageError: No such way to choose.
     """
-    count = min(count, frames)
+    count = min(count, len(areas))
     if pick == "even":
-        return spread_frames(frames, count)
+        return spread_frames(len(areas), count)
     if pick == "spread":
-        return spread_by_pose(angles_deg().float(), count)
+        among = frames_that_show_the_head(areas, count)
+        return among[spread_by_pose(angles_deg().float()[among], count)]
     raise StageError(f"'{pick}' is no way to choose references; take one of: {', '.join(PICKS)}")

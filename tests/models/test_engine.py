@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from models.engine import Engine, Made, _Recorded, change_of_error, choose_precision
+from models.engine import PRECISIONS, Engine, Made, Precision, _Recorded, change_of_error, choose_precision
 from models.fusion import FusionNetwork
 from models.head3d import Head3D, Subject
 from models.per_frame import fold_batch_norms
@@ -189,6 +189,30 @@ def test_where_the_compiler_fails_the_path_runs_without_it_and_says_so(
         assert torch.equal(engine.frames(*stored, 4).frames, plain.frames(*stored, 4).frames)
     assert len(calls) == 1
     assert engine.notes == ["torch.compile failed (no compiler is here); the path runs without it"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_subject_is_computed_in_the_engines_numbers(
+    model: Head3D, stored: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, precision: Precision
+):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+    images, masks = as_images(stored)
+    expected = model.subject(images[:3], masks[:3], 1), model.pose(images[:1] * masks[:1])
+    engine = Engine(model, precision)
+    seen: list[tuple[bool, bool]] = []
+
+    def look(*_: object) -> None:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.is_autocast_enabled("cpu")))
+
+    hooks = [part.register_forward_hook(look) for part in (model.pose, model.depth, model.canonical)]
+    found = engine.subject(images[:3], masks[:3], 1), engine.pose_of(stored[0][:1], stored[1][:1])
+    for hook in hooks:
+        hook.remove()
+    assert set(seen) == {(precision != "float32", False)}
+    assert len(seen) == 5  # F_P and F_D on the references, the canonical head, F_D on it; F_P on the driving frame
+    assert torch.backends.cudnn.allow_tf32
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 class Replayed:

@@ -127,6 +127,13 @@ def test_frames_go_out_and_come_back_without_loss(project: Project, tmp_path: Pa
         read_video(tmp_path / "elsewhere" / "cross_002", 6, 32)
 
 
+@pytest.mark.parametrize("name", ["{}.png", "{:04d}.png", "frame_{}_of_12.png"])
+def test_frames_are_read_in_the_order_of_their_numbers(tmp_path: Path, name: str) -> None:
+    for number in range(12):
+        Image.fromarray(np.full((8, 8, 3), 20 * number, np.uint8)).save(tmp_path / name.format(number))
+    assert (read_video(tmp_path, 12, 8)[:, 0, 0, 0] // 20).tolist() == list(range(12))
+
+
 def settings_with(tmp_path: Path, methods: str, folders: str) -> Params:
     text = PRESET.read_text(encoding="utf-8").replace("  external: {}", f"  external: {folders}")
     first = next(line for line in text.splitlines() if line.startswith("  methods: "))

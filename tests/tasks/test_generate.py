@@ -18,6 +18,7 @@ from PIL import Image
 
 from models.canonical import HeadLayer
 from models.config import MethodName, Params
+from models.engine import Engine
 from tasks import canonical, fusion, generate, geometry, parse
 from tasks.animate import Limits, Wanted, animate
 from tasks.clip_data import load_clips
@@ -165,7 +166,9 @@ def test_the_engines_videos_are_those_of_the_plain_model(finished: tuple[Params,
     subject, driving = (clips.index_of(pair[name]) for name in ("subject_clip", "driving_clip"))
     for method in ("head3d", "no_driving_head"):
         one = models[METHODS[method].driving_head]
-        state = generate.make_subject(one, clips, subject, int(pair["reference_frame"]), params.generate, method)
+        state = generate.make_subject(
+            Engine(one), clips, subject, int(pair["reference_frame"]), params.generate, method
+        )
         expected = to_uint8(one.drive(state, clips.images(driving), clips.head[driving].float()).image)
         stored = np.asarray(array(frames, f"{method}/self")[int(pair["index"])])
         assert np.abs(stored.astype(int) - expected).max() <= 1
@@ -184,13 +187,17 @@ def count_renders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_n_changes_the_canonical_head_and_never_s_ref(finished: tuple[Params, Paths]):
+def test_n_changes_the_canonical_head_and_never_s_ref(finished: tuple[Params, Paths], monkeypatch: pytest.MonkeyPatch):
     params, paths = finished
-    model = load_model(paths.data / "checkpoints", torch.device("cpu"))
+    engine = Engine(load_model(paths.data / "checkpoints", torch.device("cpu")))
     clips = load_clips(paths, None, torch.device("cpu"), with_geometry=False)
     names: tuple[MethodName, ...] = ("head3d_n1", "head3d_n3", "head3d", "mean_canonical")
     config = params.generate.model_copy(update={"references": 2})
-    one, three, two, mean = (generate.make_subject(model, clips, 0, 3, config, name) for name in names)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default, which must not reach a figure
+    rounded: list[bool] = []
+    engine.model.depth.register_forward_hook(lambda *_: rounded.append(torch.backends.cudnn.allow_tf32))
+    one, three, two, mean = (generate.make_subject(engine, clips, 0, 3, config, name) for name in names)
+    assert rounded == 8 * [False]
     for state in (one, three, two, mean):
         assert torch.equal(state.reference, clips.images(0, slice(3, 4)))
         assert torch.allclose(state.reference_pose.angles_deg, one.reference_pose.angles_deg, atol=1e-4)
@@ -246,6 +253,38 @@ def test_an_added_method_makes_only_its_own_videos_and_one_taken_out_goes(
     assert set(pd.read_csv(paths.metrics / SECONDS)["method"]) == {*changed, "head3d_n3"}
     generate.run(params, paths, "generate")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_only_the_clips_of_the_pairs_are_read(
+    finished: tuple[Params, Paths], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    params, paths = finished
+    everything = load_clips(paths, None, torch.device("cpu"), with_geometry=False)
+    two = load_clips(paths, None, torch.device("cpu"), with_geometry=False, only={"clip5_0", "clip3_0"})
+    assert two.table["clip"].tolist() == ["clip3_0", "clip5_0"]
+    for name in two.table["clip"]:
+        one, same = two.index_of(name), everything.index_of(name)
+        for part in ("frames", "head", "landmarks"):
+            assert torch.equal(getattr(two, part)[one], getattr(everything, part)[same])
+    read: list[int] = []
+    made: list[np.ndarray] = []
+    for pairs_only in (True, False):
+
+        def counted(where: Paths, split: None, device: torch.device, pairs_only: bool = pairs_only, **more: Any) -> Any:
+            clips = load_clips(where, split, device, **(more if pairs_only else {**more, "only": None}))
+            read.append(len(clips))
+            return clips
+
+        monkeypatch.setattr(generate, "load_clips", counted)
+        without = shutil.ignore_patterns("generated")
+        fresh = Paths(shutil.copytree(paths.data, tmp_path / str(pairs_only), ignore=without))
+        changes = {"methods": ["head3d", "copy_reference"], "self_pairs": 1, "cross_pairs": 0}
+        section = params.generate.model_copy(update=changes)
+        generate.run(params.model_copy(update={"generate": section}), fresh, "one pair")
+        frames = zarr.open_group(fresh.generated / "frames.zarr", mode="r")
+        made.append(np.stack([array(frames, f"{method}/self")[0] for method in ("head3d", "copy_reference")]))
+    assert read == [2, len(everything)]
+    assert (made[0] == made[1]).all()
 
 
 def test_videos_made_elsewhere_join_and_nothing_is_made_again(

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from models.geometry import intrinsics
+from models.landmark_pose import smoothed
 from models.pose_net import HeadPose
 from models.warp import sample, warp_canonical_from_frame
-from tasks.clip_data import draw, smoothed, step_generator
+from tasks.clip_data import draw, step_generator
 from tasks.geometry import build_networks
 from tasks.geometry_loss import GeometryLoss
 from tasks.rendered_heads import RenderedHeads, as_clips, render_heads

@@ -76,6 +76,13 @@ def test_a_clip_without_mask_shows_its_frames(project: Paths) -> None:
     assert without.shape[1] == with_mask.shape[1]
 
 
+def test_a_clip_that_came_after_the_masks_shows_its_frames(project: Paths, tmp_path: Path) -> None:
+    paths = make_clip_store(tmp_path, 6, set())
+    shutil.copytree(project.masks, paths.masks)  # of the first four clips
+    assert inspect_clip(paths, "clip6_0", 3, OFF).shape == inspect_clip(project, "clip3_0", 3, OFF).shape
+    assert clip_series(paths, "clip6_0")["head_area"] is None
+
+
 def test_a_clip_by_row_or_video(project: Paths) -> None:
     wanted = inspect_clip(project, "clip2_0", 2, OFF)
     assert np.array_equal(inspect_clip(project, "2", 2, OFF), wanted)

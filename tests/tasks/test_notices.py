@@ -129,12 +129,13 @@ def test_turns_that_training_never_showed_and_the_bound_are_noticed():
 def test_the_trained_range_is_that_of_the_training_clips(tmp_path: Path):
     paths = Paths(tmp_path)
     assert trained_range(tmp_path) is None
-    rows = [{"clip": f"c{r}", "row": r, "status": "ok", "split": "test" if r == 2 else "train"} for r in range(4)]
+    rows = [{"clip": f"c{r}", "row": r, "status": "ok", "split": "test" if r == 2 else "train"} for r in range(5)]
     pd.DataFrame(rows).to_parquet(paths.clip_table)
     store = open_or_create(paths.geometry, geometry_arrays(5, 8), 4, 4, "f")
     angles = np.zeros((4, 5, 3), np.float32)
     angles[0, :, 0], angles[1, :, 0], angles[2], angles[3] = 20, -10, 50, 70
-    write_rows(store, 0, {"angles_deg": angles}, np.array([1, 1, 1, 0], np.uint8))  # row 3 was never finished
+    # row 3 was never finished, and row 4 is of a clip that came after stage 1
+    write_rows(store, 0, {"angles_deg": angles}, np.array([1, 1, 1, 0], np.uint8))
     found = trained_range(tmp_path)
     assert found is not None
     np.testing.assert_allclose([found.low[0], found.high[0], found.high[1]], [-10, 20, 0], atol=0.1)

@@ -90,7 +90,20 @@ def test_spread_begins_with_the_most_frontal_frame_and_takes_the_extremes():
 
 
 def test_references_are_never_more_than_the_frames():
-    assert choose_references(3, 10, "spread", lambda: torch.rand(3, 3)).shape == (3,)
-    assert choose_references(9, 3, "even", lambda: pytest.fail("poses are not needed")).tolist() == [0, 4, 8]
+    assert choose_references(torch.ones(3), 10, "spread", lambda: torch.rand(3, 3)).shape == (3,)
+    even = choose_references(torch.ones(9), 3, "even", lambda: pytest.fail("poses are not needed"))
+    assert even.tolist() == [0, 4, 8]
     with pytest.raises(StageError, match="take one of: even, spread"):
-        choose_references(3, 2, "best", lambda: torch.rand(3, 3))
+        choose_references(torch.ones(3), 2, "best", lambda: torch.rand(3, 3))
+
+
+def test_spread_passes_over_frames_in_which_the_head_is_covered():
+    # frame 1 is covered (F_P gives nearly 0), frame 4 half covered (an outlier)
+    angles = torch.tensor([[20.0, 0, 0], [0, 0, 0], [-30, 0, 0], [5, 0, 0], [0, 50, 40], [15, 0, 0]])
+    areas = torch.tensor([900, 0, 850, 950, 500, 1000])
+    assert choose_references(areas, 3, "spread", lambda: angles).tolist() == [3, 2, 0]
+    assert choose_references(areas, 5, "spread", lambda: angles).tolist()[0] == 3  # frame 4 must help out, frame 1 not
+    assert sorted(choose_references(areas, 5, "spread", lambda: angles).tolist()) == [0, 2, 3, 4, 5]
+    away = torch.tensor([0, 0, 850, 950, 0, 0])  # away most of the time: the median of all is no measure
+    assert sorted(choose_references(away, 2, "spread", lambda: angles).tolist()) == [2, 3]
+    assert choose_references(torch.zeros(6), 2, "spread", lambda: angles).shape == (2,)
