@@ -37,7 +37,7 @@ from tasks.errors import StageError
 from tasks.paths import Paths
 
 FRESH_VARIABLE = "HEAD3D_FRESH"
-"""Set to 1, a stage throws its own finished outputs away first: `HEAD3D_FRESH=1 dvc repro --force STAGE`."""
+"""Set to 1, a stage first throws its own outputs away: `HEAD3D_FRESH=1 dvc repro --force --single-item STAGE`."""
 
 PARENT_CHECK_S = 1.0
 """How often a stage looks whether the DVC that started it still lives."""

@@ -4,7 +4,8 @@ Workers leave finished videos in a spool inside the store; this process alone wr
 once, when all its videos are in. Everything appears by renaming, so a run that is killed at any moment goes on where it
 was and ends with the same bytes; it loses the videos that were being worked on.
 
-A finished store is finished, but for what may go better another time: run again (`dvc repro --force crop`), the stage
+A finished store is finished, but for what may go better another time: run again
+(`dvc repro --force --single-item crop`), the stage
 tries the videos anew that were missing, timed out or crashed their worker, and makes the clips of damaged shards again.
 Where only the list of videos changed, the clips of those that stayed are copied from the store that was there.
 """

@@ -50,7 +50,7 @@ def read_output(generated: zarr.Group, method: str, pair: dict[str, Any]) -> np.
     """
     name = f"{method}/{pair['setting']}"
     if name not in generated:
-        raise StageError(f"generated/frames.zarr has no array {name}; run `dvc repro --force generate`")
+        raise StageError(f"generated/frames.zarr has no array {name}; run `dvc repro --force --single-item generate`")
     return np.asarray(array(generated, name)[int(pair["index"])])
 
 

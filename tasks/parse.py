@@ -6,7 +6,8 @@ store carries three marks: the stage's fingerprint; one of the labels, which lea
 that setting changed, the masks are made again from the labels); and one of the parser alone (where only the list of
 clips changed, the labels of clips with the same pixels are copied from the store that was there).
 
-A finished store is finished, but for what may go better another time: run again (`dvc repro --force parse`), the stage
+A finished store is finished, but for what may go better another time: run again
+(`dvc repro --force --single-item parse`), the stage
 tries the clips anew that timed out or crashed their worker, and makes the masks of damaged shards again.
 """
 

@@ -53,7 +53,7 @@ def read_location(path: Path) -> Location | None:
         return Location(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise StageError(
-            f"{file} is damaged; `dvc checkout {path}` brings it back, or delete {path} to make the store again"
+            f"{file} is damaged; `dvc checkout --force {path}` brings it back, or delete {path} to make the store again"
         ) from None
 
 

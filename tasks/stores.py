@@ -151,7 +151,8 @@ def open_store(path: Path) -> zarr.Group:
     except FileNotFoundError:
         assert location is not None
         raise FileNotFoundError(
-            f"{path} points to {location.url}, where no store is (any more); `dvc repro --force` of its stage makes it"
+            f"{path} points to {location.url}, where no store is (any more); "
+            "`dvc repro --force --single-item` of its stage makes it"
         ) from None
 
 
@@ -201,8 +202,8 @@ def _open(path: Path, read_only: bool) -> zarr.Group:
             raise
         except (ValueError, KeyError) as error:
             raise StageError(
-                f"the header of {path} is damaged ({type(error).__name__}: {error}); `dvc checkout {path}` brings back "
-                f"the last version, or delete {path} to make it again"
+                f"the header of {path} is damaged ({type(error).__name__}: {error}); "
+                f"`dvc checkout --force {path}` brings back the last version, or delete {path} to make it again"
             ) from None
 
 
@@ -270,7 +271,7 @@ class ClipArray:
         path = self._source.store_path
         return StageError(
             f"{path} is damaged: clips {first} to {last} cannot be read ({error}). `head3d inspect --store` lists the "
-            "damage; `dvc checkout` brings back the last version, or `dvc repro` of the stage makes these clips again"
+            "damage; `dvc checkout --force` of that folder brings back the last version, or `dvc repro` of the stage makes these clips again"
         )
 
 
@@ -360,7 +361,7 @@ def damage_report(path: Path) -> list[str]:
     total = len(array(group, "done"))
     return [
         f"{path}: clips {first} to {min(first + size, total) - 1} are damaged ({', '.join(names)}); "
-        f"`dvc checkout {path}` brings back the last version, or `dvc repro` of the stage makes these clips, and no "
+        f"`dvc checkout --force {path}` brings back the last version, or `dvc repro` of the stage makes these clips, and no "
         "others, again"
         for first, names in damaged(group).items()
     ]

@@ -199,7 +199,7 @@ def _write_videos(comparisons: list[Comparison], paths: Paths, folder: Path) -> 
         source = sources[name]
         if isinstance(source, Path):
             if not source.is_file():
-                raise StageError(f"{source} does not exist; run `dvc repro --force generate`")
+                raise StageError(f"{source} does not exist; run `dvc repro --force --single-item generate`")
             digest.update(f"{name}={remux(source, folder / name)}\n".encode())
         else:
             assert frames is not None
