@@ -17,6 +17,7 @@ from flows.project import enter_project
 from flows.stage import plain
 from models.config import Params
 from tasks.errors import StageError
+from tasks.output import check_output
 from tasks.paths import Paths
 
 
@@ -55,6 +56,8 @@ def inspect(
     here = Path.cwd()
     params, paths = enter_project()
     target = None if out is None else here / out
+    if target is not None:
+        check_output(target, "the sheet is", (".png",), "sheet.png")
     if verify:
         _verify_stores(paths, as_json)
     elif store:
@@ -175,7 +178,6 @@ def animate(
     subject, driving, out = subject.resolve(), driving.resolve(), out.resolve()
     checkpoints = checkpoints.resolve() if checkpoints else None
     params, paths = enter_project()
-    out.parent.mkdir(parents=True, exist_ok=True)
     wanted = Wanted(
         device or params.runtime.device,
         mode or params.generate.mode,

@@ -24,6 +24,7 @@ from tasks.notices import (
     trained_range,
     unseen_share,
 )
+from tasks.output import check_output
 from tasks.prepared import PIECE, HeadVideo, Measured, find_face, pieces, prepare
 from tasks.progress import progress
 from tasks.references import choose_references
@@ -33,6 +34,7 @@ from tasks.video_write import VideoWriter
 
 BATCH_GPU, BATCH_CPU = 16, 8
 """Frames that the engine takes at a time."""
+KIND = ".mp4"
 
 
 class Limits(NamedTuple):
@@ -166,6 +168,22 @@ class Wanted(NamedTuple):
     sound: bool = True
 
 
+def check_wanted(wanted: Wanted, device: torch.device) -> None:
+    """Refuse choices that do not go together, before a video is read.
+
+    Args:
+        wanted: The choices.
+        device: Where the model will run.
+
+    Raises:
+        StageError: The precision is not known, or the device compiles nothing.
+    """
+    if wanted.precision not in ("auto", *PRECISIONS):
+        raise StageError(f"precision {wanted.precision} is not known; take auto, {', '.join(PRECISIONS)}")
+    if wanted.compiled and device.type == "cpu":
+        raise StageError("torch.compile is for GPUs here; leave --compile out, or name a GPU with --device cuda")
+
+
 def make_engine(model: Head3D, person: HeadVideo, ready: ReadySubject, wanted: Wanted) -> Engine:
     """An engine in the precision that is wanted.
 
@@ -173,15 +191,8 @@ def make_engine(model: Head3D, person: HeadVideo, ready: ReadySubject, wanted: W
         model: The trained model.
         person: The subject's video; its reference frames judge the precision.
         ready: The subject.
-        wanted: The choices.
-
-    Raises:
-        StageError: They do not fit the device.
+        wanted: The choices, see `check_wanted`.
     """
-    if wanted.precision not in ("auto", *PRECISIONS):
-        raise StageError(f"precision {wanted.precision} is not known; take auto, {', '.join(PRECISIONS)}")
-    if wanted.compiled and model.device.type == "cpu":
-        raise StageError("torch.compile is for GPUs here; leave --compile out, or name a GPU with --device cuda")
     precision = wanted.precision
     if precision == "auto":
         at = ready.frames.numpy()
@@ -211,9 +222,13 @@ def animate(
         `stopped`: by Ctrl-C.
 
     Raises:
-        StageError: The model is not trained, or one of the videos cannot be used.
+        StageError: `out` cannot be written, the choices do not fit, the model is not trained, or one of the videos
+            cannot be used.
     """
-    model = load_model(checkpoints, choose_device(wanted.device))
+    check_output(out, "the video is", (KIND,), "out.mp4", subject, driving)
+    where = choose_device(wanted.device)
+    check_wanted(wanted, where)
+    model = load_model(checkpoints, where)
     crop, parse = load_preparation(checkpoints)
     person = prepare(subject, crop, parse, wanted.device)
     ready = subject_state(model, person, wanted.references, wanted.pick)

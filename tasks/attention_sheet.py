@@ -11,8 +11,8 @@ from PIL import Image
 from tasks.animate import Limits, driving_notices, subject_notices, subject_state
 from tasks.attention_maps import COLUMNS, MAPS, Inside, colour_bar, flow_scale, flow_wheel, look_inside, row_tiles
 from tasks.device import choose_device
-from tasks.errors import StageError
 from tasks.frames import spread_frames
+from tasks.output import check_output
 from tasks.prepared import prepare
 from tasks.sheets import GAP_PX, PAPER_RGB, TEXT_PX, contact_sheet, text_line
 from tasks.trained import load_model, load_preparation
@@ -107,10 +107,9 @@ def write_attention_sheet(
         Rows, mean attention inside the head over all rows, and device; `notices`, why they are not to be trusted.
 
     Raises:
-        StageError: Another ending, the model is not trained, or one of the videos cannot be used.
+        StageError: `out` cannot be written, the model is not trained, or one of the videos cannot be used.
     """
-    if out.suffix.lower() != KIND:
-        raise StageError(f"{out.name}: the sheet is written as {KIND}; for example -o sheet.png")
+    check_output(out, "the sheet is", (KIND,), "sheet.png", subject, driving)
     where = choose_device(device)
     model = load_model(checkpoints, where)
     crop, parse = load_preparation(checkpoints)

@@ -173,13 +173,20 @@ def test_ctrl_c_leaves_a_file_that_plays_or_none(
     assert [file.name for file in tmp_path.iterdir()] == ["out.mp4"]
 
 
-def test_choices_that_do_not_fit_say_what_to_do(videos: dict[str, Path], checkpoints: Path):
+def test_choices_that_do_not_fit_say_what_to_do_before_a_video_is_read(
+    videos: dict[str, Path], checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def must_not_be_called(*_: object) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(animating, "prepare", must_not_be_called)
+        for changes, text in (({"precision": "int8"}, "take auto, float32"), ({"compiled": True}, "for GPUs")):
+            with pytest.raises(StageError, match=text):
+                run(videos, checkpoints, tmp_path / "out.mp4", **changes)
     model = load_model(checkpoints, CPU)
     crop, parse = load_preparation(checkpoints)
     person = prepare(videos["subject"], crop, parse, "cpu")
     ready = subject_state(model, person, 3, "even")
-    for changes, text in (({"precision": "int8"}, "take auto, float32"), ({"compiled": True}, "for GPUs")):
-        with pytest.raises(StageError, match=text):
-            make_engine(model, person, ready, Wanted("cpu", "absolute", 3, **changes))
     assert make_engine(model, person, ready, Wanted("cpu", "absolute", 3)).precision == "float32"
     assert make_engine(model, person, ready, Wanted("cpu", "absolute", 3, precision="bfloat16")).precision == "bfloat16"
