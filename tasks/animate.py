@@ -245,7 +245,7 @@ def animate(
                     relative = wanted.mode == "relative"
                     engine.start(ready.state, engine.pose_of(frames[:1], heads[:1]) if relative else None)
                 made = engine.frames(frames, heads, BATCH_CPU if model.device.type == "cpu" else BATCH_GPU)
-                writer.add(made.frames.numpy())
+                writer.add(made.frames.numpy(), piece.times_s)
                 measured.add(piece)
                 angles.append(made.angles_deg)
                 bar.update(len(frames))

@@ -22,10 +22,10 @@ from tasks.prepared import prepare
 from tasks.quality import measure
 from tasks.trained import load_model, load_preparation
 from tasks.video import probe, read_frames, write_video
-from tests.tasks.sounds import clicks, write_clicks
+from tests.tasks.sounds import clicks, shown_at, write_clicks
 from tests.tasks.test_training import settings
 from tests.tasks.untrained import write_checkpoints
-from tests.tasks.videos import face
+from tests.tasks.videos import face, write_interlaced
 
 CPU = torch.device("cpu")
 PARAMS = settings()
@@ -76,9 +76,9 @@ def test_frames_are_the_models_and_the_sound_is_kept(
     written: list[np.ndarray] = []
     real = animating.VideoWriter.add
 
-    def kept(self: Any, frames: np.ndarray) -> None:
+    def kept(self: Any, frames: np.ndarray, times_s: np.ndarray) -> None:
         written.append(frames)
-        real(self, frames)
+        real(self, frames, times_s)
 
     monkeypatch.setattr(animating.VideoWriter, "add", kept)
     summary = run(videos, checkpoints, tmp_path / "out.mp4", mode=mode)
@@ -103,6 +103,42 @@ def test_frames_are_the_models_and_the_sound_is_kept(
     silent = run(videos, checkpoints, tmp_path / "silent.mp4", mode=mode, sound=False)
     assert silent["sound"] == "left out"
     assert (read_frames(tmp_path / "silent.mp4") == read_frames(tmp_path / "out.mp4")).all()
+
+
+def test_frames_of_an_uneven_video_are_shown_with_their_sound(
+    videos: dict[str, Path], checkpoints: Path, tmp_path: Path
+):
+    """A face that comes after 0.5 s, at 10 frames a second, then at 40."""
+    times = np.concatenate([np.arange(15) / 10, 1.5 + np.arange(15) / 40])
+    frames = np.concatenate([np.full((5, 128, 128, 3), 120, np.uint8), face(25, 128, 2)])
+    write_clicks(tmp_path / "uneven.mp4", frames, 40, "aac", times_s=times)
+    out = tmp_path / "out.mp4"
+    summary = run({**videos, "uneven": tmp_path / "uneven.mp4"}, checkpoints, out, "uneven")
+    first = len(times) - summary["frames"]
+    assert first == 8  # the faces of every fourth frame are looked for
+    assert shown_at(out) == pytest.approx(times[first:] - times[first], abs=1e-4)
+    heard = clicks(out)[0]
+    expected = np.array([0.5, 1.0, 1.5]) - times[first]
+    assert heard[heard > 0.01] == pytest.approx(expected[expected > 0.01], abs=0.03)
+
+
+def test_one_field_of_an_interlaced_video_is_shown_as_in_training(checkpoints: Path, tmp_path: Path):
+    """The second field is the head six pixels further: whole frames would be combed."""
+    crop, parse = load_preparation(checkpoints)
+    crop = crop.model_copy(update={"size_px": 128})
+    still = face(20, 128, 2)
+    fields = still.copy()
+    fields[:, 1::2] = np.roll(still, 6, axis=2)[:, 1::2]
+    write_interlaced(tmp_path / "fields.mp4", fields)
+    video = prepared.find_face(tmp_path / "fields.mp4", crop, None)
+    found = np.concatenate([part.frames for part in prepared.pieces(video, crop, parse, "cpu")])
+
+    def steps(frames: np.ndarray) -> float:
+        cut = np.stack([video.square.cut(frame, 128) for frame in frames])
+        return float(np.abs(np.diff(cut.astype(int), axis=1)).mean())
+
+    between_rows = float(np.abs(np.diff(found.astype(int), axis=1)).mean())
+    assert between_rows < 1.2 * steps(still) < 0.8 * steps(fields)
 
 
 def test_measures_gathered_in_pieces_are_those_of_the_whole(videos: dict[str, Path], checkpoints: Path):
