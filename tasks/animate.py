@@ -218,8 +218,9 @@ def animate(
         limits: When a notice is given.
 
     Returns:
-        Frames, size, fps, device, precision, sound and seconds; `notices`, why the result is not to be trusted;
-        `stopped`: by Ctrl-C.
+        Frames, size, fps, device, precision, sound and seconds; `left_out`: which parts of the driving video are
+        missing, as its face could not be followed there; `stopped`: by Ctrl-C; `notices`, why the result is not to be
+        trusted.
 
     Raises:
         StageError: `out` cannot be written, the choices do not fit, the model is not trained, or one of the videos
@@ -267,6 +268,7 @@ def animate(
         "precision": engine.precision,
         "sound": sound.note if sound else "left out",
         "seconds": round(time.monotonic() - started, 1),
+        **({"left_out": video.left_out} if video.left_out else {}),
         **({"stopped": f"by Ctrl-C after {writer.frames} of {video.frames} frames"} if stopped else {}),
         "notices": [*said, *engine.notes],
     }

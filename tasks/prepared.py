@@ -113,6 +113,18 @@ class FaceVideo(NamedTuple):
         """When the first of them is shown, seconds from the video's start."""
         return float(self.times_s[self.track.first])
 
+    @property
+    def left_out(self) -> str:
+        """Which parts of the video are not used, in words; empty if all of it is.
+
+        The header's duration is not asked: it may be that of the sound.
+        """
+        stop, frame_s = self.track.stop, 1 / self.info.fps
+        before = self.start_s - float(self.times_s[0])
+        after = float(self.times_s[-1] - self.times_s[stop]) + frame_s if stop < len(self.times_s) else 0.0
+        parts = [f"the {end} {seconds:.2f} s" for end, seconds in (("first", before), ("last", after)) if seconds > 0]
+        return f"{' and '.join(parts)}: the face could not be followed there" if parts else ""
+
 
 def find_face(path: Path, crop: Crop, max_seconds: float | None) -> FaceVideo:
     """Follow the main face through a video.

@@ -97,6 +97,7 @@ def test_frames_are_the_models_and_the_sound_is_kept(
     written.clear()
     assert (summary["frames"], summary["precision"], summary["sound"]) == (20, "float32", "copied (aac)")
     assert probe(tmp_path / "out.mp4").frames == 20
+    assert "left_out" not in summary
     heard, end, _ = clicks(tmp_path / "out.mp4")
     assert heard == pytest.approx(clicks(videos["short"])[0], abs=0.03)
     assert end == pytest.approx(0.8, abs=0.06)
@@ -181,6 +182,18 @@ def test_a_longer_video_holds_no_more_frames(
     # a piece that came in, the one that goes out, and the ones before them until they are overwritten; the subject
     assert most["long"] <= most["short"] + 8
     assert most["long"] <= 4 * 8 + 12
+
+
+def test_parts_without_the_face_are_said_to_be_left_out(videos: dict[str, Path], checkpoints: Path, tmp_path: Path):
+    """A face after 12 frames, then none for 36, then the face again, which is lost with the gap."""
+    wall = np.full((36, 128, 128, 3), 120, np.uint8)
+    write_video(tmp_path / "gap.mp4", np.concatenate([wall[:12], face(40, 128, 2), wall, face(8, 128, 2)]), 25)
+    summary = run({**videos, "gap": tmp_path / "gap.mp4"}, checkpoints, tmp_path / "out.mp4", "gap")
+    assert 36 <= summary["frames"] <= 40  # to the last look or to the cut
+    last_s = (96 - 12 - summary["frames"]) / 25
+    assert summary["left_out"] == f"the first 0.48 s and the last {last_s:.2f} s: the face could not be followed there"
+    whole = prepare(tmp_path / "gap.mp4", *load_preparation(checkpoints), "cpu")
+    assert (whole.first, whole.times_s[0], len(whole.times_s)) == (12, pytest.approx(0.48), summary["frames"])
 
 
 @pytest.mark.parametrize("pieces_before", [0, 2])
