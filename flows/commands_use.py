@@ -152,6 +152,12 @@ def animate(
         bool, typer.Option("--compile", help="Compile the model first: a minute, for long videos on a GPU.")
     ] = False,
     sound: Annotated[bool, typer.Option(help="Keep the driving video's sound.")] = True,
+    side_by_side: Annotated[
+        Path | None, typer.Option(help="Also write reference, driving crop and output beside each other (MP4).")
+    ] = None,
+    driving_out: Annotated[
+        Path | None, typer.Option(help="Also write the driving video's crops, for `head3d metrics` (MP4).")
+    ] = None,
     checkpoints: Annotated[
         Path | None, typer.Option(help="Folder with geometry/, canonical/ and fusion/. None: data/checkpoints.")
     ] = None,
@@ -166,6 +172,8 @@ def animate(
       head3d animate me.mp4 speech.mp4 -o out.mp4
 
       head3d animate me.mp4 speech.mp4 -o out.mp4 --mode relative --references 5
+
+      head3d animate me.mp4 me.mp4 -o out.mp4 --driving-out crops.mp4 --side-by-side look.mp4
     """
     from tasks.animate import Limits, Wanted
     from tasks.animate import animate as animate_video
@@ -186,6 +194,8 @@ def animate(
         precision,
         compiled,
         sound,
+        side_by_side.resolve() if side_by_side else None,
+        driving_out.resolve() if driving_out else None,
     )
     folder, limits = checkpoints or paths.data / "checkpoints", Limits(params.quality, params.notices)
     summary = animate_video(subject, driving, out, checkpoints=folder, wanted=wanted, limits=limits)

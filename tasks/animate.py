@@ -12,6 +12,7 @@ import torch
 from models.config import Crop, Notices, Quality
 from models.engine import PRECISIONS, Engine, Precision, choose_precision
 from models.head3d import Head3D, Subject
+from tasks.animate_files import DRIVING_OUT, SIDE_BY_SIDE, AnimatedFiles, check_files
 from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.notices import (
@@ -24,17 +25,13 @@ from tasks.notices import (
     trained_range,
     unseen_share,
 )
-from tasks.output import check_output
 from tasks.prepared import PIECE, HeadVideo, Measured, find_face, pieces, prepare
 from tasks.progress import progress
 from tasks.references import choose_references
 from tasks.trained import load_model, load_preparation
-from tasks.video_sound import Sound
-from tasks.video_write import VideoWriter
 
 BATCH_GPU, BATCH_CPU = 16, 8
 """Frames that the engine takes at a time."""
-KIND = ".mp4"
 
 
 class Limits(NamedTuple):
@@ -157,6 +154,8 @@ class Wanted(NamedTuple):
         precision: One of `models.engine.PRECISIONS`, or auto: the fastest that leaves the quality as it is.
         compiled: Let torch.compile work on the path; a GPU only, and worth its minute for long videos only.
         sound: Keep the driving video's sound.
+        side_by_side: Also write s_ref, the driving video's crop and the output beside each other to this mp4.
+        driving_out: Also write the driving video's crops to this mp4, for `head3d metrics`.
     """
 
     device: str
@@ -166,6 +165,13 @@ class Wanted(NamedTuple):
     precision: str = "auto"
     compiled: bool = False
     sound: bool = True
+    side_by_side: Path | None = None
+    driving_out: Path | None = None
+
+    def more_files(self) -> dict[str, Path]:
+        """What is written beside the output: option -> file."""
+        named = {SIDE_BY_SIDE: self.side_by_side, DRIVING_OUT: self.driving_out}
+        return {option: file for option, file in named.items() if file is not None}
 
 
 def check_wanted(wanted: Wanted, device: torch.device) -> None:
@@ -219,14 +225,14 @@ def animate(
 
     Returns:
         Frames, size, fps, device, precision, sound and seconds; `left_out`: which parts of the driving video are
-        missing, as its face could not be followed there; `stopped`: by Ctrl-C; `notices`, why the result is not to be
-        trusted.
+        missing, as its face could not be followed there; `beside`: the other files; `stopped`: by Ctrl-C; `notices`,
+        why the result is not to be trusted.
 
     Raises:
         StageError: `out` cannot be written, the choices do not fit, the model is not trained, or one of the videos
             cannot be used.
     """
-    check_output(out, "the video is", (KIND,), "out.mp4", subject, driving)
+    check_files(out, wanted.more_files(), subject, driving)
     where = choose_device(wanted.device)
     check_wanted(wanted, where)
     model = load_model(checkpoints, where)
@@ -236,9 +242,10 @@ def animate(
     engine = make_engine(model, person, ready, wanted)
     video = find_face(driving, crop, None)
     measured, angles = Measured(video, crop.size_px), list[torch.Tensor]()
-    sound = Sound(driving, video.start_s) if wanted.sound else None
+    reference, more = person.frames[int(ready.frames[0])], wanted.more_files()
     stopped, started = False, time.monotonic()
-    with VideoWriter(out, video.info.fps, sound=sound) as writer, progress("animate", video.frames, "frame") as bar:
+    files = AnimatedFiles(out, more, video, reference, sound=wanted.sound)
+    with files, progress("animate", video.frames, "frame") as bar:
         try:
             for piece in pieces(video, crop, parse, wanted.device):
                 frames, heads = torch.from_numpy(piece.frames), torch.from_numpy(piece.head)
@@ -246,7 +253,7 @@ def animate(
                     relative = wanted.mode == "relative"
                     engine.start(ready.state, engine.pose_of(frames[:1], heads[:1]) if relative else None)
                 made = engine.frames(frames, heads, BATCH_CPU if model.device.type == "cpu" else BATCH_GPU)
-                writer.add(made.frames.numpy(), piece.times_s)
+                files.add(piece, made.frames.numpy())
                 measured.add(piece)
                 angles.append(made.angles_deg)
                 bar.update(len(frames))
@@ -254,21 +261,22 @@ def animate(
             if not measured.seen:
                 raise
             stopped = True
-        if not writer.frames:
+        if not files.frames:
             raise StageError(f"{driving.name}: no frame of it can be read a second time; copy the file anew")
     said = [
         *subject_notices(person, ready, crop, limits),
         *driving_notices(measured.figures(), torch.cat(angles), model, crop, limits, checkpoints),
     ]
     return {
-        "frames": writer.frames,
+        "frames": files.frames,
         "size_px": crop.size_px,
         "fps": round(video.info.fps, 3),
         "device": str(model.device),
         "precision": engine.precision,
-        "sound": sound.note if sound else "left out",
+        "sound": files.sound,
         "seconds": round(time.monotonic() - started, 1),
         **({"left_out": video.left_out} if video.left_out else {}),
-        **({"stopped": f"by Ctrl-C after {writer.frames} of {video.frames} frames"} if stopped else {}),
+        **({"beside": ", ".join(str(file) for file in more.values())} if more else {}),
+        **({"stopped": f"by Ctrl-C after {files.frames} of {video.frames} frames"} if stopped else {}),
         "notices": [*said, *engine.notes],
     }

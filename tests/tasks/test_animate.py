@@ -13,10 +13,11 @@ import torch
 
 from models.engine import Made
 from tasks import animate as animating
-from tasks import prepared
+from tasks import animate_files, prepared
 from tasks.animate import Limits, Wanted, animate, make_engine, subject_state
 from tasks.errors import StageError
 from tasks.frames import to_uint8
+from tasks.metrics import compare
 from tasks.notices import loose_share
 from tasks.prepared import prepare
 from tasks.quality import measure
@@ -74,13 +75,13 @@ def test_frames_are_the_models_and_the_sound_is_kept(
     videos: dict[str, Path], checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ):
     written: list[np.ndarray] = []
-    real = animating.VideoWriter.add
+    real = animate_files.VideoWriter.add
 
     def kept(self: Any, frames: np.ndarray, times_s: np.ndarray) -> None:
         written.append(frames)
         real(self, frames, times_s)
 
-    monkeypatch.setattr(animating.VideoWriter, "add", kept)
+    monkeypatch.setattr(animate_files.VideoWriter, "add", kept)
     summary = run(videos, checkpoints, tmp_path / "out.mp4", mode=mode)
     model = load_model(checkpoints, CPU)
     crop, parse = load_preparation(checkpoints)
@@ -194,6 +195,24 @@ def test_parts_without_the_face_are_said_to_be_left_out(videos: dict[str, Path],
     assert summary["left_out"] == f"the first 0.48 s and the last {last_s:.2f} s: the face could not be followed there"
     whole = prepare(tmp_path / "gap.mp4", *load_preparation(checkpoints), "cpu")
     assert (whole.first, whole.times_s[0], len(whole.times_s)) == (12, pytest.approx(0.48), summary["frames"])
+
+
+def test_other_files_show_what_the_output_was_made_of(videos: dict[str, Path], checkpoints: Path, tmp_path: Path):
+    """The crops fit the output, which `head3d metrics` wants; both videos play in step with the sound."""
+    out, look, crops = (tmp_path / name for name in ("out.mp4", "look.mp4", "crops.mp4"))
+    summary = run(videos, checkpoints, out, side_by_side=look, driving_out=crops)
+    assert summary["beside"] == f"{look}, {crops}"
+    assert compare(out, crops, PARAMS.evaluate)["frames"] == 20
+    person, motion = (prepare(videos[name], *load_preparation(checkpoints), "cpu") for name in ("subject", "short"))
+    assert np.abs(read_frames(crops).astype(int) - motion.frames).mean() < 4
+    parts = np.split(read_frames(look).astype(int), 3, axis=2)
+    assert np.abs(parts[0] - person.frames[0]).mean() < 4
+    assert np.abs(parts[1] - motion.frames).mean() < 4
+    assert np.abs(parts[2] - read_frames(out)).mean() < 4
+    assert clicks(look)[0] == pytest.approx(clicks(out)[0], abs=0.001)
+    for other in (out, videos["short"]):
+        with pytest.raises(StageError, match=r"a name of its own|--side-by-side .* would be overwritten"):
+            run(videos, checkpoints, out, side_by_side=other)
 
 
 @pytest.mark.parametrize("pieces_before", [0, 2])
