@@ -14,6 +14,7 @@ from rich.table import Table
 
 from flows.project import enter_project
 from tasks.errors import StageError
+from tasks.output import check_output
 
 study = typer.Typer(
     help="The user study: show its pages, count its answers.",
@@ -174,9 +175,8 @@ def simulate(
     from tasks.study_power import Design, draw_outcomes
     from tasks.study_power import simulate as run
 
-    kind = out.suffix.lower().removeprefix(".") if out else "png"
-    if kind not in ("png", "svg"):
-        raise typer.BadParameter("the picture's name must end in .png or .svg", param_hint="--out")
+    if out:
+        check_output(out, "the picture is", (".png", ".svg"), "power.png")
     spreads = [(0.0, 0.0)] + ([(pair_sd, rater_sd)] if pair_sd or rater_sd else [])
     outcomes = [run(Design(raters, pairs, percent / 100, *spread), studies, seed) for spread in spreads]
     shown = Table("spread of pairs, raters", "alpha", f"interval holds {percent:g}%", "Wilson's does", "half width",
@@ -193,7 +193,8 @@ def simulate(
         )
     Console(width=120).print(shown)
     if out:
-        out.write_bytes(draw_outcomes(outcomes, kind))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(draw_outcomes(outcomes, out.suffix.lower().removeprefix(".")))
         typer.echo(str(out))
 
 

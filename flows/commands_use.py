@@ -17,6 +17,7 @@ from flows.project import enter_project
 from flows.stage import plain
 from models.config import Params
 from tasks.errors import StageError
+from tasks.output import check_output
 from tasks.paths import Paths
 
 
@@ -55,6 +56,8 @@ def inspect(
     here = Path.cwd()
     params, paths = enter_project()
     target = None if out is None else here / out
+    if target is not None:
+        check_output(target, "the sheet is", (".png",), "sheet.png")
     if verify:
         _verify_stores(paths, as_json)
     elif store:
@@ -149,6 +152,12 @@ def animate(
         bool, typer.Option("--compile", help="Compile the model first: a minute, for long videos on a GPU.")
     ] = False,
     sound: Annotated[bool, typer.Option(help="Keep the driving video's sound.")] = True,
+    side_by_side: Annotated[
+        Path | None, typer.Option(help="Also write reference, driving crop and output beside each other (MP4).")
+    ] = None,
+    driving_out: Annotated[
+        Path | None, typer.Option(help="Also write the driving video's crops, for `head3d metrics` (MP4).")
+    ] = None,
     checkpoints: Annotated[
         Path | None, typer.Option(help="Folder with geometry/, canonical/ and fusion/. None: data/checkpoints.")
     ] = None,
@@ -163,6 +172,8 @@ def animate(
       head3d animate me.mp4 speech.mp4 -o out.mp4
 
       head3d animate me.mp4 speech.mp4 -o out.mp4 --mode relative --references 5
+
+      head3d animate me.mp4 me.mp4 -o out.mp4 --driving-out crops.mp4 --side-by-side look.mp4
     """
     from tasks.animate import Limits, Wanted
     from tasks.animate import animate as animate_video
@@ -175,7 +186,6 @@ def animate(
     subject, driving, out = subject.resolve(), driving.resolve(), out.resolve()
     checkpoints = checkpoints.resolve() if checkpoints else None
     params, paths = enter_project()
-    out.parent.mkdir(parents=True, exist_ok=True)
     wanted = Wanted(
         device or params.runtime.device,
         mode or params.generate.mode,
@@ -184,6 +194,8 @@ def animate(
         precision,
         compiled,
         sound,
+        side_by_side.resolve() if side_by_side else None,
+        driving_out.resolve() if driving_out else None,
     )
     folder, limits = checkpoints or paths.data / "checkpoints", Limits(params.quality, params.notices)
     summary = animate_video(subject, driving, out, checkpoints=folder, wanted=wanted, limits=limits)

@@ -12,6 +12,7 @@ import torch
 from models.config import Crop, Notices, Quality
 from models.engine import PRECISIONS, Engine, Precision, choose_precision
 from models.head3d import Head3D, Subject
+from tasks.animate_files import DRIVING_OUT, SIDE_BY_SIDE, AnimatedFiles, check_files
 from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.notices import (
@@ -28,8 +29,6 @@ from tasks.prepared import PIECE, HeadVideo, Measured, find_face, pieces, prepar
 from tasks.progress import progress
 from tasks.references import choose_references
 from tasks.trained import load_model, load_preparation
-from tasks.video_sound import Sound
-from tasks.video_write import VideoWriter
 
 BATCH_GPU, BATCH_CPU = 16, 8
 """Frames that the engine takes at a time."""
@@ -156,6 +155,8 @@ class Wanted(NamedTuple):
         precision: One of `models.engine.PRECISIONS`, or auto: the fastest that leaves the quality as it is.
         compiled: Let torch.compile work on the path; a GPU only, and worth its minute for long videos only.
         sound: Keep the driving video's sound.
+        side_by_side: Also write s_ref, the driving video's crop and the output beside each other to this mp4.
+        driving_out: Also write the driving video's crops to this mp4, for `head3d metrics`.
     """
 
     device: str
@@ -165,6 +166,29 @@ class Wanted(NamedTuple):
     precision: str = "auto"
     compiled: bool = False
     sound: bool = True
+    side_by_side: Path | None = None
+    driving_out: Path | None = None
+
+    def more_files(self) -> dict[str, Path]:
+        """What is written beside the output: option -> file."""
+        named = {SIDE_BY_SIDE: self.side_by_side, DRIVING_OUT: self.driving_out}
+        return {option: file for option, file in named.items() if file is not None}
+
+
+def check_wanted(wanted: Wanted, device: torch.device) -> None:
+    """Refuse choices that do not go together, before a video is read.
+
+    Args:
+        wanted: The choices.
+        device: Where the model will run.
+
+    Raises:
+        StageError: The precision is not known, or the device compiles nothing.
+    """
+    if wanted.precision not in ("auto", *PRECISIONS):
+        raise StageError(f"precision {wanted.precision} is not known; take auto, {', '.join(PRECISIONS)}")
+    if wanted.compiled and device.type == "cpu":
+        raise StageError("torch.compile is for GPUs here; leave --compile out, or name a GPU with --device cuda")
 
 
 def make_engine(model: Head3D, person: HeadVideo, ready: ReadySubject, wanted: Wanted) -> Engine:
@@ -174,15 +198,8 @@ def make_engine(model: Head3D, person: HeadVideo, ready: ReadySubject, wanted: W
         model: The trained model.
         person: The subject's video; its reference frames judge the precision.
         ready: The subject.
-        wanted: The choices.
-
-    Raises:
-        StageError: They do not fit the device.
+        wanted: The choices, see `check_wanted`.
     """
-    if wanted.precision not in ("auto", *PRECISIONS):
-        raise StageError(f"precision {wanted.precision} is not known; take auto, {', '.join(PRECISIONS)}")
-    if wanted.compiled and model.device.type == "cpu":
-        raise StageError("torch.compile is for GPUs here; leave --compile out, or name a GPU with --device cuda")
     precision = wanted.precision
     if precision == "auto":
         at = ready.frames.numpy()
@@ -208,22 +225,28 @@ def animate(
         limits: When a notice is given.
 
     Returns:
-        Frames, size, fps, device, precision, sound and seconds; `notices`, why the result is not to be trusted;
-        `stopped`: by Ctrl-C.
+        Frames, size, fps, device, precision, sound and seconds; `left_out`: which parts of the driving video are
+        missing, as its face could not be followed there; `beside`: the other files; `stopped`: by Ctrl-C; `notices`,
+        why the result is not to be trusted.
 
     Raises:
-        StageError: The model is not trained, or one of the videos cannot be used.
+        StageError: `out` cannot be written, the choices do not fit, the model is not trained, or one of the videos
+            cannot be used.
     """
-    model = load_model(checkpoints, choose_device(wanted.device))
+    check_files(out, wanted.more_files(), subject, driving)
+    where = choose_device(wanted.device)
+    check_wanted(wanted, where)
+    model = load_model(checkpoints, where)
     crop, parse = load_preparation(checkpoints)
     person = prepare(subject, crop, parse, wanted.device)
     ready = subject_state(model, person, wanted.references, wanted.pick)
     engine = make_engine(model, person, ready, wanted)
     video = find_face(driving, crop, None)
     measured, angles = Measured(video, crop.size_px), list[torch.Tensor]()
-    sound = Sound(driving, video.start_s) if wanted.sound else None
+    reference, more = person.frames[int(ready.frames[0])], wanted.more_files()
     stopped, started = False, time.monotonic()
-    with VideoWriter(out, video.info.fps, sound=sound) as writer, progress("animate", video.frames, "frame") as bar:
+    files = AnimatedFiles(out, more, video, reference, sound=wanted.sound)
+    with files, progress("animate", video.frames, "frame") as bar:
         try:
             for piece in pieces(video, crop, parse, wanted.device):
                 frames, heads = torch.from_numpy(piece.frames), torch.from_numpy(piece.head)
@@ -231,7 +254,7 @@ def animate(
                     relative = wanted.mode == "relative"
                     engine.start(ready.state, engine.pose_of(frames[:1], heads[:1]) if relative else None)
                 made = engine.frames(frames, heads, BATCH_CPU if model.device.type == "cpu" else BATCH_GPU)
-                writer.add(made.frames.numpy())
+                files.add(piece, made.frames.numpy())
                 measured.add(piece)
                 angles.append(made.angles_deg)
                 bar.update(len(frames))
@@ -239,20 +262,22 @@ def animate(
             if not measured.seen:
                 raise
             stopped = True
-        if not writer.frames:
+        if not files.frames:
             raise StageError(f"{driving.name}: no frame of it can be read a second time; copy the file anew")
     said = [
         *subject_notices(person, ready, crop, limits),
         *driving_notices(measured.figures(), torch.cat(angles), model, crop, limits, checkpoints),
     ]
     return {
-        "frames": writer.frames,
+        "frames": files.frames,
         "size_px": crop.size_px,
         "fps": round(video.info.fps, 3),
         "device": str(model.device),
         "precision": engine.precision,
-        "sound": sound.note if sound else "left out",
+        "sound": files.sound,
         "seconds": round(time.monotonic() - started, 1),
-        **({"stopped": f"by Ctrl-C after {writer.frames} of {video.frames} frames"} if stopped else {}),
+        **({"left_out": video.left_out} if video.left_out else {}),
+        **({"beside": ", ".join(str(file) for file in more.values())} if more else {}),
+        **({"stopped": f"by Ctrl-C after {files.frames} of {video.frames} frames"} if stopped else {}),
         "notices": [*said, *engine.notes],
     }

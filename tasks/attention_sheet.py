@@ -11,8 +11,8 @@ from PIL import Image
 from tasks.animate import Limits, driving_notices, subject_notices, subject_state
 from tasks.attention_maps import COLUMNS, MAPS, Inside, colour_bar, flow_scale, flow_wheel, look_inside, row_tiles
 from tasks.device import choose_device
-from tasks.errors import StageError
 from tasks.frames import spread_frames
+from tasks.output import check_output
 from tasks.prepared import prepare
 from tasks.sheets import GAP_PX, PAPER_RGB, TEXT_PX, contact_sheet, text_line
 from tasks.trained import load_model, load_preparation
@@ -104,13 +104,13 @@ def write_attention_sheet(
         pick: even or spread, see `tasks.references`.
 
     Returns:
-        Rows, mean attention inside the head over all rows, and device; `notices`, why they are not to be trusted.
+        Rows, mean attention inside the head over the rows that have a head mask, and device; `notices`, why they are
+        not to be trusted.
 
     Raises:
-        StageError: Another ending, the model is not trained, or one of the videos cannot be used.
+        StageError: `out` cannot be written, the model is not trained, or one of the videos cannot be used.
     """
-    if out.suffix.lower() != KIND:
-        raise StageError(f"{out.name}: the sheet is written as {KIND}; for example -o sheet.png")
+    check_output(out, "the sheet is", (KIND,), "sheet.png", subject, driving)
     where = choose_device(device)
     model = load_model(checkpoints, where)
     crop, parse = load_preparation(checkpoints)
@@ -119,11 +119,13 @@ def write_attention_sheet(
     at = spread_frames(len(motion.frames), min(frames, len(motion.frames)))
     images, masks = motion.tensors(at, where)
     inside = look_inside(model, ready.state, images, masks)
-    titles = [f"frame {int(t)} ({int(t) / motion.fps:.2f} s)" for t in at]
+    titles = [f"frame {motion.first + int(t)} ({motion.times_s[int(t)]:.2f} s)" for t in at]
     sheet = attention_sheet(inside, titles, f"{subject.name} driven by {driving.name}")
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet).save(out)
-    means = {f"{name}_in_head": round(float(value), 3) for name, value in zip(MAPS, inside.share.mean(0), strict=True)}
+    shares = inside.share[np.isfinite(inside.share).all(axis=1)]  # a frame without a head mask has none
+    columns = shares.mean(0) if len(shares) else ()
+    means = {f"{name}_in_head": round(float(value), 3) for name, value in zip(MAPS, columns, strict=False)}
     said = [
         *subject_notices(person, ready, crop, limits),
         *driving_notices(motion.measures, model.pose(images * masks).angles_deg, model, crop, limits, checkpoints),

@@ -20,6 +20,7 @@ from models.head3d import Subject
 from tasks.animate import Limits, subject_notices, subject_state
 from tasks.device import choose_device
 from tasks.errors import StageError
+from tasks.output import check_output
 from tasks.prepared import prepare
 from tasks.trained import load_model, load_preparation
 
@@ -215,10 +216,9 @@ def export_head(
         What was written; `notices`, why it is not to be trusted.
 
     Raises:
-        StageError: Another ending, the model is not trained, or the video cannot be used.
+        StageError: `out` cannot be written, the model is not trained, or the video cannot be used.
     """
-    if out.suffix.lower() not in KINDS:
-        raise StageError(f"{out.name}: the head is written as {', '.join(KINDS)}; for example -o head.glb")
+    check_output(out, "the head is", KINDS, "head.glb", subject)
     model = load_model(checkpoints, choose_device(device))
     crop, parse = load_preparation(checkpoints)
     person = prepare(subject, crop, parse, device)

@@ -22,6 +22,7 @@ from models.head3d import Head3D
 from models.per_frame import PerFrame, SubjectState
 from tasks.bench_animate import drawn_frames
 from tasks.errors import StageError
+from tasks.output import check_place
 from tasks.trained import load_model, load_preparation
 
 FORMATS = ("torch", "onnx")
@@ -216,11 +217,12 @@ def export_model(
         For each file its size and how far its outputs are from the model's.
 
     Raises:
-        StageError: The model is not trained, the format is not known or its packages are missing, or a file does not
-            give the model's frames.
+        StageError: `folder` cannot be written, the model is not trained, the format is not known or its packages are
+            missing, or a file does not give the model's frames.
     """
     if form not in WRITERS:
         raise StageError(f"'{form}' is no format of a model; take {' or '.join(FORMATS)}")
+    check_place(folder)
     ending, write = WRITERS[form]
     model = load_model(checkpoints, torch.device("cpu"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -255,11 +257,12 @@ def export_state(checkpoints: Path, subject: Path, folder: Path, references: int
         references: N; a shorter video gives all its frames.
 
     Raises:
-        StageError: The model is not trained, or the video cannot be used.
+        StageError: `folder` cannot be written, the model is not trained, or the video cannot be used.
     """
     from tasks.animate import subject_state
     from tasks.prepared import prepare
 
+    check_place(folder)
     model = load_model(checkpoints, torch.device("cpu"))
     ready = subject_state(model, prepare(subject, *load_preparation(checkpoints), "cpu"), references, "even")
     with torch.no_grad():

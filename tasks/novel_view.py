@@ -18,6 +18,7 @@ from tasks.device import choose_device
 from tasks.errors import StageError
 from tasks.frames import to_uint8
 from tasks.notices import notices, pose_findings, trained_range
+from tasks.output import check_output
 from tasks.prepared import prepare
 from tasks.sheets import contact_sheet, enlarge
 from tasks.trained import held_to_parts, load_model, load_preparation
@@ -167,10 +168,10 @@ def novel_views(
         Views, size and device; `notices`, why the result is not to be trusted.
 
     Raises:
-        StageError: The ranges do not fit, the model is not trained, or the video cannot be used.
+        StageError: `out` cannot be written, the ranges do not fit, the model is not trained, or the video cannot be
+            used.
     """
-    if out.suffix.lower() not in KINDS:
-        raise StageError(f"{out.name}: views are written as {' or '.join(KINDS)}; for example -o turn.mp4")
+    check_output(out, "views are", KINDS, "turn.mp4", subject)
     where = choose_device(device)
     model = load_model(checkpoints, where)
     own = HeadPose(torch.zeros(1, 3), torch.zeros(1, 3))

@@ -12,6 +12,7 @@ from pathlib import Path
 from tasks.disk import whole_file
 from tasks.errors import StageError
 from tasks.image_read import IMAGE_SUFFIXES, ImageError
+from tasks.output import check_apart
 from tasks.parse_media import MediaParser, Parsed, Tick
 from tasks.progress import progress
 from tasks.source_files import VIDEO_SUFFIXES, find_videos
@@ -55,12 +56,13 @@ def parse_path(parser: MediaParser, source: Path, out: Path) -> TreeReport:
         The counts.
 
     Raises:
-        StageError: Nothing came out; the text says why.
+        StageError: Nothing came out, or `out` is the picture itself; the text says why.
     """
     if source.is_dir():
         return _parse_folder(parser, source, out)
     report = TreeReport()
     target = _single_target(source, out)
+    check_apart(target, source)
     with _bar(source.name, "frame") as tick:
         try:
             _note(report, target, _parse_file(parser, source, target, tick))

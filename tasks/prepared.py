@@ -6,8 +6,10 @@ as a whole (`prepare`), as its references are chosen among them.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +26,9 @@ from tasks.notices import loose_share
 from tasks.progress import progress
 from tasks.quality import SHARPNESS_FRAMES, border_share, least_yaw, mask_jump, sharpness
 from tasks.segment import SegmentationError, segment
-from tasks.video import VideoError, VideoInfo, iterate_frames, probe
+from tasks.video import VideoError, VideoInfo, probe
+from tasks.video_read import BATCH_FRAMES
+from tasks.video_stream import stream_frames
 
 PIECE = 64
 """Frames that are cropped, segmented and animated at a time."""
@@ -36,14 +40,18 @@ class HeadVideo(NamedTuple):
     Attributes:
         frames: `(T, S, S, 3)` uint8, cropped.
         head: Head masks, `(T, S, S)` uint8, 0/1.
-        fps: Frames per second.
+        fps: Frames per second, the mean.
         measures: Those of `Measured.figures`.
+        first: Which frame of the file the first one is: the face may come late.
+        times_s: When each is shown, `(T,)`, seconds from the file's start.
     """
 
     frames: np.ndarray
     head: np.ndarray
     fps: float
     measures: dict[str, float]
+    first: int
+    times_s: np.ndarray
 
     def tensors(self, index: torch.Tensor | slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Some frames as the networks take them.
@@ -67,11 +75,13 @@ class Piece(NamedTuple):
         frames: `(n, S, S, 3)` uint8.
         class_ids: `(n, S, S)` uint8, CelebAMask-HQ.
         head: Head masks, `(n, S, S)` uint8, 0/1.
+        times_s: When each is shown, `(n,)`, seconds from the file's start.
     """
 
     frames: np.ndarray
     class_ids: np.ndarray
     head: np.ndarray
+    times_s: np.ndarray
 
 
 class FaceVideo(NamedTuple):
@@ -83,6 +93,7 @@ class FaceVideo(NamedTuple):
         track: The face; its frames are those that are used.
         square: What is cut out of them.
         lost_share: Of the looks at the video, those without that face.
+        times_s: When each frame of the file is shown, followed or not, seconds from its start.
     """
 
     path: Path
@@ -90,6 +101,7 @@ class FaceVideo(NamedTuple):
     track: FrameTrack
     square: Square
     lost_share: float
+    times_s: np.ndarray
 
     @property
     def frames(self) -> int:
@@ -99,7 +111,19 @@ class FaceVideo(NamedTuple):
     @property
     def start_s(self) -> float:
         """When the first of them is shown, seconds from the video's start."""
-        return self.track.first / self.info.fps
+        return float(self.times_s[self.track.first])
+
+    @property
+    def left_out(self) -> str:
+        """Which parts of the video are not used, in words; empty if all of it is.
+
+        The header's duration is not asked: it may be that of the sound.
+        """
+        stop, frame_s = self.track.stop, 1 / self.info.fps
+        before = self.start_s - float(self.times_s[0])
+        after = float(self.times_s[-1] - self.times_s[stop]) + frame_s if stop < len(self.times_s) else 0.0
+        parts = [f"the {end} {seconds:.2f} s" for end, seconds in (("first", before), ("last", after)) if seconds > 0]
+        return f"{' and '.join(parts)}: the face could not be followed there" if parts else ""
 
 
 def find_face(path: Path, crop: Crop, max_seconds: float | None) -> FaceVideo:
@@ -118,25 +142,31 @@ def find_face(path: Path, crop: Crop, max_seconds: float | None) -> FaceVideo:
     """
     try:
         info, every = probe(path), crop.detect_every_frames
-        stop = None if max_seconds is None else round(max_seconds * info.fps)
-        promised = info.frames if stop is None else min(info.frames, stop)
+        promised = info.frames if max_seconds is None else min(info.frames, round(max_seconds * info.fps))
+        times_s = array("d")  # of every frame: hours of video may come
         with progress(f"face in {path.name}", promised, "frame") as bar:
 
             def shown() -> Iterator[np.ndarray]:
-                for batch in iterate_frames(path, 0, stop, crop.detect_long_side_px, every):
-                    yield batch
-                    bar.update(min(len(batch) * every, max(promised - bar.n, 0)))
+                batch: list[np.ndarray] = []
+                for frame in stream_frames(path, info, stop_s=max_seconds):
+                    if len(times_s) % every == 0:
+                        batch.append(frame.picture(crop.detect_long_side_px))
+                    times_s.append(frame.time_s)
+                    bar.update(bar.n < promised)
+                    if len(batch) == BATCH_FRAMES:
+                        yield np.stack(batch)
+                        batch = []
+                if batch:
+                    yield np.stack(batch)
 
             looks = look_at(shown(), info.width, every, crop.min_confidence)
-        looks.frames = min(max(looks.frames, info.frames), len(looks.faces) * every)
-        if stop is not None:
-            looks.frames = min(looks.frames, stop)
+        looks.frames = len(times_s)
         one = crop.model_copy(update={"clip_frames": 1, "clips_per_video": 1})
         track = plan_clips(looks, info.fps, info.width, info.height, one).track
     except (VideoError, Refused) as error:
         raise StageError(f"{path.name}: {error}") from None
     square = square_around(track.boxes, info.width, info.height, crop.margin)
-    return FaceVideo(path, info, track, square, lost_share(looks, track))
+    return FaceVideo(path, info, track, square, lost_share(looks, track), np.array(times_s))
 
 
 def pieces(video: FaceVideo, crop: Crop, parse: Parse, device: str) -> Iterator[Piece]:
@@ -167,14 +197,15 @@ def pieces(video: FaceVideo, crop: Crop, parse: Parse, device: str) -> Iterator[
             class_ids = segment(frames, landmarks[part], boxes[part], parse, device)
         except SegmentationError as error:
             raise StageError(f"{video.path.name}: {error}") from None
-        return Piece(frames, class_ids, head_mask(class_ids, parse.head_labels))
+        times_s = video.times_s[track.first :][part]
+        return Piece(frames, class_ids, head_mask(class_ids, parse.head_labels), times_s)
 
-    for batch in iterate_frames(video.path, track.first, track.stop):
-        for frame in batch:
-            waiting.append(video.square.cut(frame, size))
-            if len(waiting) == PIECE:
-                yield prepared()
-                first, waiting = first + PIECE, []
+    # Read as for the training's crops (tasks/footage.py), one field of interlaced frames; counted as in `find_face`.
+    for frame in islice(stream_frames(video.path, video.info), track.first, track.stop):
+        waiting.append(video.square.cut(frame.picture(), size))
+        if len(waiting) == PIECE:
+            yield prepared()
+            first, waiting = first + PIECE, []
     if waiting:
         yield prepared()
 
@@ -245,14 +276,16 @@ def prepare(path: Path, crop: Crop, parse: Parse, device: str) -> HeadVideo:
     """
     video = find_face(path, crop, crop.max_seconds)
     measured = Measured(video, crop.size_px)
-    frames, heads = [], []
+    frames, heads, times_s = [], [], []
     for piece in pieces(video, crop, parse, device):
         measured.add(piece)
         frames.append(piece.frames)
         heads.append(piece.head)
+        times_s.append(piece.times_s)
     if not frames:
         raise StageError(f"{path.name}: no frame of it can be read a second time; copy the file anew")
-    return HeadVideo(np.concatenate(frames), np.concatenate(heads), video.info.fps, measured.figures())
+    parts = np.concatenate(frames), np.concatenate(heads), video.info.fps, measured.figures()
+    return HeadVideo(*parts, video.track.first, np.concatenate(times_s))
 
 
 def lost_share(looks: Looks, track: FrameTrack) -> float:

@@ -22,6 +22,7 @@ from models.parser import CLASSES, HeadParser, load_parser
 from tasks import labels
 from tasks.disk import whole_file
 from tasks.errors import StageError
+from tasks.output import check_output
 from tasks.parser_data import UNKNOWN, Augment, LabelledImages, read_labelled, repair_sides
 from tasks.parser_score import score
 from tasks.progress import progress
@@ -65,8 +66,10 @@ def train_parser(folder: Path, out: Path, settings: ParserTraining, device: torc
         The figures: of `val` at each size, of `val` shrunk to 0.45, size, seconds, data.
 
     Raises:
-        StageError: The folder has no data.
+        StageError: `out` cannot be written, or the folder has no data.
     """
+    init = Path(settings.init) if settings.init else None
+    check_output(out, "weights are", (".safetensors",), "parser.safetensors", init)
     torch.manual_seed(settings.seed)
     data, refused = read_labelled(folder / "train")
     fixed, swapped = repair_sides(data.class_ids)

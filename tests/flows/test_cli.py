@@ -170,6 +170,50 @@ def test_a_wrong_pick_or_range_shows_before_any_work(project: Path, capsys: pyte
     assert "first:last:step" in capsys.readouterr().out  # rich takes :end: and others for pictures
 
 
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (("animate", "me.mp4", "speech.mp4"), ".mp4"),
+        (("attention", "me.mp4", "speech.mp4"), ".png"),
+        (("view", "me.mp4", "--yaw", "0"), ".mp4"),
+        (("canonical", "me.mp4"), ".glb"),
+        (("inspect", "person03_0"), ".png"),
+        (("train-parser", "folder"), ".safetensors"),
+        (("study", "simulate"), ".png"),
+    ],
+)
+def test_an_output_that_would_be_lost_is_refused_before_anything_is_read(
+    project: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], kind: str
+) -> None:
+    (project / "folder").mkdir()
+    for name in ("me.mp4", "speech.mp4", "file"):
+        (project / name).write_bytes(b"read, it says that it is no video")
+    cases = {
+        "folder": f"folder is a folder; name a file in it, for example -o {project}",
+        "new/out.gif": "out.gif: ",  # mp4 bytes under this name play nowhere
+        f"file/out{kind}": "file is a file, so nothing can be written below it",
+    }
+    for out, text in cases.items():
+        assert call(*words, "-o", str(project / out)) == 1
+        assert text in capsys.readouterr().err
+    assert not (project / "new").exists()
+
+
+@pytest.mark.parametrize("words", [("animate", "me.mp4", "speech.mp4"), ("view", "me.mp4", "--yaw", "0")])
+def test_no_output_takes_the_place_of_a_video_that_is_read(
+    project: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    videos = [word for word in words if word.endswith(".mp4")]
+    for name in videos:
+        (project / name).write_bytes(b"mine")
+    for name in videos:
+        (project / f"link_{name}").symlink_to(name)
+        for out in (name, f"link_{name}"):
+            assert call(*words, "-o", out) == 1
+            assert f"{name} is read by this command and would be overwritten" in capsys.readouterr().err
+        assert (project / name).read_bytes() == b"mine"
+
+
 def test_script_is_installed() -> None:
     script = Path(sys.executable).with_name("head3d")
     done = subprocess.run([str(script), "--version"], capture_output=True, text=True, check=True)

@@ -9,9 +9,12 @@ import av
 import numpy as np
 
 CLICK_EVERY_S = 0.5
+CLOCK_HZ = 90_000
 
 
-def write_clicks(path: Path, frames: np.ndarray, fps: int, codec: str, rate: int = 44100) -> None:
+def write_clicks(
+    path: Path, frames: np.ndarray, fps: int, codec: str, rate: int = 44100, times_s: np.ndarray | None = None
+) -> None:
     """A video whose sound clicks every half second, from its first picture on.
 
     Args:
@@ -20,8 +23,10 @@ def write_clicks(path: Path, frames: np.ndarray, fps: int, codec: str, rate: int
         fps: Frames per second.
         codec: Of the sound.
         rate: Samples per second.
+        times_s: When each frame is shown, from 0 on; None: at an even rate.
     """
-    seconds = len(frames) / fps
+    times_s = np.arange(len(frames)) / fps if times_s is None else times_s
+    seconds = float(times_s[-1]) + 1 / fps
     wave = np.zeros(int(rate * seconds), np.float32)
     for start in np.arange(0, seconds, CLICK_EVERY_S):
         at = int(start * rate)
@@ -32,8 +37,11 @@ def write_clicks(path: Path, frames: np.ndarray, fps: int, codec: str, rate: int
         sound = out.add_stream(codec, rate=rate)
         assert isinstance(sound, av.AudioStream)
         sound.layout = "stereo"
-        for image in frames:
-            out.mux(pictures.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        pictures.codec_context.time_base = Fraction(1, CLOCK_HZ)
+        for image, time_s in zip(frames, times_s, strict=True):
+            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+            picture.pts, picture.time_base = round(time_s * CLOCK_HZ), Fraction(1, CLOCK_HZ)
+            out.mux(pictures.encode(picture))
         for first in range(0, len(wave), 1024):
             part = av.AudioFrame.from_ndarray(
                 np.stack([wave[first : first + 1024]] * 2), format="fltp", layout="stereo"
@@ -42,6 +50,13 @@ def write_clicks(path: Path, frames: np.ndarray, fps: int, codec: str, rate: int
             out.mux(sound.encode(part))
         out.mux(pictures.encode(None))
         out.mux(sound.encode(None))
+
+
+def shown_at(path: Path) -> list[float]:
+    """When each frame of a video is shown, seconds from the first."""
+    with av.open(str(path)) as video:
+        times = [float(frame.time or 0) for frame in video.decode(video=0)]
+    return [time - times[0] for time in times]
 
 
 def clicks(path: Path) -> tuple[np.ndarray, float, str]:

@@ -11,6 +11,8 @@ import torch
 
 from models.head3d import Head3D, Subject
 from models.warp import full_size, sample
+from tasks import attention_sheet as sheets
+from tasks.animate import Limits
 from tasks.attention_maps import (
     COLUMNS,
     OUTLINE_RGB,
@@ -22,7 +24,8 @@ from tasks.attention_maps import (
     look_inside,
     row_tiles,
 )
-from tasks.attention_sheet import attention_sheet
+from tasks.attention_sheet import attention_sheet, write_attention_sheet
+from tasks.prepared import HeadVideo
 from tasks.report_attention import Look, _bins, _correlation, _extremes, attention_section
 from tasks.report_files import Shelf
 from tests.tasks.factory import make_project
@@ -128,6 +131,33 @@ def test_the_sheet_has_a_row_for_every_frame(inside: Inside):
     assert sheet.shape[1] > len(COLUMNS) * side
     assert sheet.shape[0] - one.shape[0] > 2 * side
     assert sheet.dtype == np.uint8
+
+
+def test_the_sheet_names_frames_of_the_file_and_passes_over_an_empty_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The face comes after 50 frames, and the last frame shown has no head mask."""
+    params = settings()
+    frames = np.random.default_rng(0).integers(0, 255, (5, SIZE, SIZE, 3), np.uint8)
+    head = np.zeros((5, SIZE, SIZE), np.uint8)
+    head[:4, 10:38, 10:38] = 1
+    measures = {"lost_share": 0.0}
+    video = HeadVideo(frames, head, 25.0, measures, 50, np.array([2.0, 2.1, 2.2, 2.5, 2.6]))
+    titles: list[str] = []
+
+    def kept(inside: Inside, names: list[str], title: str) -> np.ndarray:
+        titles.extend(names)
+        return attention_sheet(inside, names, title)
+
+    monkeypatch.setattr(sheets, "prepare", lambda *_: video)
+    monkeypatch.setattr(sheets, "attention_sheet", kept)
+    summary = write_attention_sheet(
+        tmp_path / "me.mp4", tmp_path / "speech.mp4", tmp_path / "sheet.png",
+        checkpoints=write_checkpoints(tmp_path / "checkpoints", params), device="cpu", references=2, frames=3,
+        limits=Limits(params.quality, params.notices),
+    )  # fmt: skip
+    assert titles == ["frame 50 (2.00 s)", "frame 52 (2.20 s)", "frame 54 (2.60 s)"]
+    assert sum(value for name, value in summary.items() if "_in_head" in name) == pytest.approx(1, abs=0.002)
 
 
 def look(setting: str, yaw: float, a_head: float) -> Look:

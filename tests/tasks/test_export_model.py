@@ -115,7 +115,9 @@ def test_a_subjects_state_is_written_for_the_frame_path(
     frames = face(6, 48, 1).copy()
     head = np.zeros((6, 48, 48), np.uint8)
     head[:, 10:40, 12:36] = 1
-    monkeypatch.setattr(prepared, "prepare", lambda *_: prepared.HeadVideo(frames, head, 25.0, {}))
+    monkeypatch.setattr(
+        prepared, "prepare", lambda *_: prepared.HeadVideo(frames, head, 25.0, {}, 0, np.arange(6) / 25)
+    )
     export_state(checkpoints, tmp_path / "me.mp4", tmp_path / "out", 3)
     state = np.load(tmp_path / "out" / "state.npz")
     assert set(state.files) == {*SubjectState._fields, "reference_deg", "reference_m"}

@@ -100,6 +100,15 @@ def test_a_picture_gets_labels_where_its_head_is(tmp_path: Path, face_at_box: No
     assert not found[:, 255:].any()
 
 
+def test_labels_never_take_the_place_of_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(painted(scene())).save("picture.png")
+    before = (tmp_path / "picture.png").read_bytes()
+    for out in ("picture.png", "."):
+        assert parse("picture.png", "-o", out, "--force") == 1
+        assert "picture.png is read by this command and would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "picture.png").read_bytes() == before
+
+
 def test_without_a_face_the_whole_picture_is_parsed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = scene()
     Image.fromarray(painted(truth)).save("picture.png")

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.video_sound import Sound
 from tasks.video_write import VideoWriter
-from tests.tasks.sounds import clicks, write_clicks
+from tests.tasks.sounds import clicks, shown_at, write_clicks
 
 FPS, COUNT = 25, 60
 PICTURES = np.random.default_rng(0).integers(0, 255, (COUNT, 32, 32, 3), np.uint8)
@@ -49,6 +49,31 @@ def test_clicks_stay_where_they_are_in_the_pictures(
     assert [time for time in found if time > 0.01] == pytest.approx(expected, abs=0.03)
     assert len(expected) >= 2
     assert end == pytest.approx(count / FPS, abs=0.06)
+
+
+def test_frames_with_times_of_their_own_stay_beside_the_sound(tmp_path: Path):
+    times = np.concatenate([np.arange(30) / 10, 3 + np.arange(30) / 40])  # a phone in the dark, then in the light
+    write_clicks(tmp_path / "phone.mp4", PICTURES, FPS, "aac", times_s=times)
+    sound = Sound(tmp_path / "phone.mp4", times[20])
+    with VideoWriter(tmp_path / "out.mp4", COUNT / 3.75, sound=sound) as writer:
+        for at in range(20, COUNT, 16):
+            writer.add(PICTURES[at : at + 16], times[at : at + 16])
+    assert shown_at(tmp_path / "out.mp4") == pytest.approx(times[20:] - times[20], abs=1e-4)
+    heard, end, _ = clicks(tmp_path / "out.mp4")
+    assert heard[heard > 0.01] == pytest.approx([0.5, 1.0, 1.5], abs=0.03)
+    assert end == pytest.approx(times[-1] - times[20] + 3.75 / COUNT, abs=0.06)
+
+
+def test_times_that_no_file_can_hold_are_put_in_order(tmp_path: Path):
+    times = np.array([0.0, 0.1, 0.1, 0.2, 3.2, 0.3, 3.3])  # one twice, a gap, and one in disorder
+    again = np.arange(30) / 10  # a clock that begins anew
+    with VideoWriter(tmp_path / "out.mp4", 10.0) as writer:
+        writer.add(PICTURES[:7], times)
+        writer.add(PICTURES[:30], again)
+    shown = shown_at(tmp_path / "out.mp4")
+    assert shown[:7] == pytest.approx([0, 0.1, 0.1, 0.2, 3.2, 3.2, 3.3], abs=1e-4)
+    assert (np.diff(shown) > 0).all()
+    assert np.diff(shown)[-20:] == pytest.approx(0.1, abs=1e-4)
 
 
 def test_without_sound_there_is_none_and_what_breaks_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
