@@ -19,6 +19,7 @@ from flows.graph import differences
 from flows.preset_files import preset_names, preset_text
 from flows.stage_process import StageProcesses, StageRunError
 from models.config import ConfigError, Params, load_params
+from tasks.errors import StageError
 
 LEAST_FREE_GB, GOOD_FREE_GB = 1.0, 10.0
 
@@ -124,13 +125,15 @@ def check_device(params: Params) -> Iterable[Check]:
     """The device that the settings ask for."""
     import torch
 
+    from tasks.device import choose_device
+
     device = params.runtime.device
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
-    if device.startswith("cuda") and int([*device.split(":"), "0"][1]) >= count:
-        yield Check(
-            "problem", "device", f"runtime.device is {device}, but there are {count} GPUs: set it to auto or cpu"
-        )
+    try:
+        choose_device(device)
+    except StageError as error:
+        yield Check("problem", "device", str(error))
     else:
         cpu = f"no GPU, {os.cpu_count()} CPU cores"
         yield Check("ok", "device", f"{device}: {names or cpu}")

@@ -151,7 +151,7 @@ def test_doctor_says_why_a_video_gives_no_clip(project: Path, capsys: pytest.Cap
 def test_metrics_of_a_video_with_itself(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
     write_video(project / "a.mp4", frames, 25)
-    assert call("metrics", "a.mp4", "a.mp4", "--json") == 0
+    assert call("metrics", "a.mp4", "a.mp4", "--device", "auto", "--json") == 0
     result = yaml.safe_load(capsys.readouterr().out)
     assert result["l2"] == 0
     assert result["videos"] == 1

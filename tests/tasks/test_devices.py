@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from models.config import ConfigError, load_params
 from tasks.checkpoints import numbered
+from tasks.device import choose_device
 from tasks.devices import on_devices
 from tasks.errors import StageError
 from tasks.ranks import Ranks
@@ -108,3 +109,22 @@ def test_more_devices_than_there_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(StageError, match=r"runtime\.devices is 2, but torch sees 1 GPU; set it to 1"):
         on_devices(str, small_runtime(devices=2))
+
+
+def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch):
+    """Graphs and events that name no GPU would else belong to the first one."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert [str(choose_device(name)) for name in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
+    assert current == [torch.device("cuda", 1)]
+    with pytest.raises(StageError, match=r"device is cuda:2, but torch numbers its GPUs up to cuda:1; set one"):
+        choose_device("cuda:2")
+    assert len(current) == 1
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x"])
+def test_an_unknown_device_is_named(name: str):
+    with pytest.raises(StageError, match=f"no device '{name}'; set runtime.device to auto, cpu, cuda or cuda:N"):
+        choose_device(name)
