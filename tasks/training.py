@@ -26,6 +26,7 @@ from tasks.checkpoints import (
 )
 from tasks.errors import StageError
 from tasks.interruption import Interruption
+from tasks.optimiser import restore
 from tasks.ranks import Ranks
 from tasks.room import Rows
 from tasks.stepper import Stepper, Weights, trained_values
@@ -188,10 +189,7 @@ class _Run:
         job = self.job
         for name, module in job.modules.items():
             module.load_state_dict(weights_of(name, state.weights))
-        rates = [group["lr"] for group in job.optimiser.param_groups]
-        job.optimiser.load_state_dict(state.optimiser)
-        for group, rate in zip(job.optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate  # a rate kept in a tensor must stay on its device
+        restore(job.optimiser, state.optimiser)
         for name, value in self.averaged.items():
             value.copy_(state.average[name])
         job.history[:], job.looks[:] = state.history, state.looks
