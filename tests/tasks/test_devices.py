@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from models.config import ConfigError, load_params
+from models.pretrained import WeightsMissingError, load_registered
 from tasks.checkpoints import numbered
 from tasks.device import choose_device
 from tasks.devices import on_devices
+from tasks.disk import storage_errors
 from tasks.errors import StageError
 from tasks.ranks import Ranks
 from tasks.training import train
@@ -68,6 +73,42 @@ def test_an_error_in_one_process_is_told_once(tmp_path: Path):
     assert "in process 0 of 2" in failed.stderr
     assert "as if out of memory" in failed.stderr
     assert "Connection closed" not in failed.stderr.split("in process 0 of 2")[1]
+
+
+def full_disk(device: torch.device) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"checkpoint on {device}")
+
+
+def no_weights(_: torch.device) -> None:
+    load_registered("vgg19")
+
+
+def broken(_: torch.device) -> None:
+    raise FileNotFoundError(errno.ENOENT, "No such file", "clips")
+
+
+def ended(code: int) -> None:
+    raise RuntimeError(f"a process ended with {code}")
+
+
+@pytest.mark.parametrize(
+    ("work", "kind", "words"),
+    [
+        (full_disk, StageError, r"disk is full.*make room and run the stage again"),
+        (no_weights, WeightsMissingError, r"vgg19-dcbb9e9d\.pth .* is missing; get it from"),
+        (broken, RuntimeError, r"(?s)in process 0 of 1:\nTraceback.*No such file"),
+    ],
+)
+def test_what_one_device_says_in_a_sentence_several_say_too(
+    work: Callable[[torch.device], None], kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The process that fails is this one, which is quicker; its error takes the way through the file."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("lightning_fabric.Fabric.launch", lambda self, function, *given: function(self, *given))
+    monkeypatch.setattr("tasks.devices._end", ended)
+    monkeypatch.setattr("tasks.devices.signal.signal", lambda *_: None)
+    with pytest.raises(kind, match=words), storage_errors(tmp_path):
+        on_devices(work, small_runtime(devices=2))
 
 
 def test_every_sample_belongs_to_one_process():
