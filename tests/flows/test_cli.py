@@ -12,7 +12,10 @@ import pytest
 import yaml
 
 from flows.cli import app
+from flows.doctor import check_weights
 from flows.preset_files import preset_text
+from models.config import Params, build
+from models.pretrained import REGISTRY, weights_folder
 from tasks.video import write_video
 
 COMMANDS = (
@@ -140,6 +143,29 @@ def test_doctor_names_a_broken_setting(project: Path, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert "did you mean 'crop.size_px'" in out
     assert "not a git repository" in out
+
+
+def test_doctor_names_damaged_weights_that_a_stage_would_start_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`if_present` goes without a file that is missing, not without one that is damaged."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    params = build(Params, yaml.safe_load(preset_text("paper")))
+    assert {params.geometry.depth_net.initial, params.geometry.pose_net.initial} == {"if_present"}
+    names = ("mobilenet_v2", "hopenet")
+
+    def problems() -> dict[str, str]:
+        found = {check.name: check for check in check_weights(params)}
+        return {name: found[f"weights {name}"].text for name in names if found[f"weights {name}"].state == "problem"}
+
+    assert problems() == {}
+    weights_folder().mkdir(parents=True)
+    for name in names:
+        (weights_folder() / REGISTRY[name].file).write_bytes(b"half a download")
+    found = problems()
+    assert "get it again" in found["mobilenet_v2"]
+    assert "set geometry.depth_net.initial: random" in found["mobilenet_v2"]
+    assert "cannot be read" in found["hopenet"]
 
 
 def test_doctor_says_why_a_video_gives_no_clip(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
