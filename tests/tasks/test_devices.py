@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -30,11 +31,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """The weights that one process ends with."""
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process ends with."""
     folder = tmp_path_factory.mktemp("alone")
     train(small_job(dropout=0.0), folder, "fp", small_runtime(120.0))
-    return load_file(folder / "model.safetensors")
+    return folder
 
 
 def on_two(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -42,14 +43,16 @@ def on_two(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
 
 
-def same(folder: Path, expected: dict[str, torch.Tensor]) -> None:
-    found = load_file(folder / "model.safetensors")
+def same(folder: Path, alone: Path) -> None:
+    """The weights, and the curve: its rows are of the whole batch, also of steps before a stop."""
+    found, expected = (load_file(place / "model.safetensors") for place in (folder, alone))
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert torch.allclose(found[name], value, atol=1e-5), name
+    pd.testing.assert_frame_equal(*(pd.read_csv(place / "loss.csv") for place in (folder, alone)), rtol=1e-4)
 
 
-def test_two_stopped_processes_save_once_and_one_goes_on(alone: dict[str, torch.Tensor], tmp_path: Path):
+def test_two_stopped_processes_save_once_and_one_goes_on(alone: Path, tmp_path: Path):
     stopped = on_two(tmp_path, "stop", "9")
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert [path.name for path in numbered(tmp_path)] == ["step_00000010"]
@@ -57,7 +60,7 @@ def test_two_stopped_processes_save_once_and_one_goes_on(alone: dict[str, torch.
     same(tmp_path, alone)
 
 
-def test_two_processes_go_on_where_one_was_stopped(alone: dict[str, torch.Tensor], tmp_path: Path):
+def test_two_processes_go_on_where_one_was_stopped(alone: Path, tmp_path: Path):
     job = small_job(dropout=0.0, at={7: lambda: signal.raise_signal(signal.SIGINT)})
     with pytest.raises(KeyboardInterrupt):
         train(job, tmp_path, "fp", small_runtime(120.0))
