@@ -87,9 +87,7 @@ def known_mean(total: Tensor, known: Tensor) -> Tensor:
 
 
 @full_precision
-def part_distance(
-    regions: Regions, parts: Tensor, mean: Callable[[Tensor, Tensor], Tensor] = known_mean
-) -> Tensor:
+def part_distance(regions: Regions, parts: Tensor, mean: Callable[[Tensor, Tensor], Tensor] = known_mean) -> Tensor:
     """How far the first regions are from parts of the face that are known.
 
     Source: our choice. Centres in units of 0.02 (about a pixel of a frame of 128). Extents, the square roots of the

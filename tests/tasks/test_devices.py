@@ -49,7 +49,8 @@ def same(folder: Path, alone: Path) -> None:
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert torch.allclose(found[name], value, atol=1e-5), name
-    pd.testing.assert_frame_equal(*(pd.read_csv(place / "loss.csv") for place in (folder, alone)), rtol=1e-4)
+    curve, curve_alone = (pd.read_csv(place / "loss.csv") for place in (folder, alone))
+    pd.testing.assert_frame_equal(curve, curve_alone, rtol=1e-4)
 
 
 def test_two_stopped_processes_save_once_and_one_goes_on(alone: Path, tmp_path: Path):
@@ -103,7 +104,11 @@ def ended(code: int) -> None:
     ],
 )
 def test_what_one_device_says_in_a_sentence_several_say_too(
-    work: Callable[[torch.device], None], kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    work: Callable[[torch.device], None],
+    kind: type[Exception],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ):
     """The process that fails is this one, which is quicker; its error takes the way through the file."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

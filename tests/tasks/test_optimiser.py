@@ -57,7 +57,9 @@ def test_a_short_gradient_is_left_alone(clip_norm: float):
 
 def conv(order: torch.memory_format) -> torch.nn.Conv2d:
     torch.manual_seed(0)
-    return torch.nn.Conv2d(8, 8, 3).to(memory_format=order)
+    network = torch.nn.Conv2d(8, 8, 3)
+    network.weight.data = network.weight.data.contiguous(memory_format=order)
+    return network
 
 
 def like_a_gpus(network: torch.nn.Module) -> BoundedAdam:
