@@ -119,12 +119,12 @@ def geometry(
 
 
 def bench_settings(preset: str | None, file: Path | None) -> Params:
-    """Of a preset, a file, or the project around the working directory."""
+    """Of a preset, a file (a preset's too, whose videos are not named yet), or the project around this folder."""
     if preset is not None and file is not None:
         raise typer.BadParameter("name a preset or a file, not both", param_hint="--preset")
     if preset is not None:
         return build(Params, yaml.safe_load(preset_text(preset)), f"preset {preset}")
-    return load_params(file) if file is not None else enter_project()[0]
+    return load_params(file, complete=False) if file is not None else enter_project()[0]
 
 
 def _files(named: list[Path]) -> list[Path]:

@@ -215,7 +215,7 @@ def metrics(
     weights: Annotated[
         str, typer.Option(help="File with the backbone's ImageNet weights; empty: the registry's place.")
     ] = "",
-    device: Annotated[str, typer.Option(help="Where LPIPS runs: cpu, cuda, cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where LPIPS runs: auto, cpu, cuda, cuda:N.")] = "cpu",
 ) -> None:
     """Measure L2, PSNR and LPIPS between two videos, or two folders of videos with the same names.
 

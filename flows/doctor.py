@@ -19,6 +19,7 @@ from flows.graph import differences
 from flows.preset_files import preset_names, preset_text
 from flows.stage_process import StageProcesses, StageRunError
 from models.config import ConfigError, Params, load_params
+from tasks.errors import StageError
 
 LEAST_FREE_GB, GOOD_FREE_GB = 1.0, 10.0
 
@@ -124,13 +125,15 @@ def check_device(params: Params) -> Iterable[Check]:
     """The device that the settings ask for."""
     import torch
 
+    from tasks.device import choose_device
+
     device = params.runtime.device
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
-    if device.startswith("cuda") and int([*device.split(":"), "0"][1]) >= count:
-        yield Check(
-            "problem", "device", f"runtime.device is {device}, but there are {count} GPUs: set it to auto or cpu"
-        )
+    try:
+        choose_device(device)
+    except StageError as error:
+        yield Check("problem", "device", str(error))
     else:
         cpu = f"no GPU, {os.cpu_count()} CPU cores"
         yield Check("ok", "device", f"{device}: {names or cpu}")
@@ -138,19 +141,28 @@ def check_device(params: Params) -> Iterable[Check]:
 
 def check_weights(params: Params) -> Iterable[Check]:
     """Weights from elsewhere: what is missing, and whether that matters with these settings."""
-    from models.pretrained import REGISTRY, WeightsMissingError, find_weights
+    from models.pretrained import REGISTRY, WeightsFormatError, WeightsMissingError, find_weights, load_official
 
-    needed = {}
+    geometry = params.geometry
+    initial = {"mobilenet_v2": geometry.depth_net.initial, "hopenet": geometry.pose_net.initial}
+    without = {"mobilenet_v2": "geometry.depth_net.initial: random", "hopenet": "geometry.pose_net.initial: random"}
+    wanted = {name: text for name, text in without.items() if initial[name] != "random"}
+    needed = {name: text for name, text in without.items() if initial[name] == "pretrained"}
     if params.fusion.perceptual.backbone == "vgg19":
         needed["vgg19"] = "fusion.perceptual.backbone: vgg19_random"
     if params.parse.parser == "bisenet":
         needed["bisenet"] = "parse.parser: embedded"
     for name in REGISTRY:
         try:
-            yield Check("ok", f"weights {name}", str(find_weights(name)))
+            file = find_weights(name)
+            if name == "hopenet" and name in wanted:  # no hash of it is published: only reading it shows what it is
+                load_official(name)
+            yield Check("ok", f"weights {name}", str(file))
         except WeightsMissingError as error:
-            if name in needed:
-                yield Check("problem", f"weights {name}", f"{error} (or set {needed[name]})")
+            # a damaged file stops a stage that would do without one
+            instead = {**needed, **wanted} if isinstance(error, WeightsFormatError) else needed
+            if name in instead:
+                yield Check("problem", f"weights {name}", f"{error} (or set {instead[name]})")
             else:
                 yield Check("note", f"weights {name}", str(error))
 

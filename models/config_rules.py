@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FACE_PARTS = 8
 """So many of Phi's regions `fusion.parts_weight` holds to parts of the face (tasks/face_parts.py)."""
+LAYERS = 5
+"""So many layers' features `fusion.perceptual` compares (models/perceptual.py)."""
 _RENDERED = ("people", "batch", "beside")
 _STAGES = ("geometry", "canonical", "fusion")
 
@@ -47,6 +49,8 @@ def broken_rules(params: Params) -> Iterator[str]:
         names = ", ".join(f"rendered_{name}" for name in _RENDERED)
         yield f"geometry.bootstrap {start.bootstrap} needs geometry.{names} above 0"
     yield from _parts(params)
+    yield from _label_steps(params)
+    yield from _training(params)
     yield from _methods(params)
     yield from _devices(params)
 
@@ -64,6 +68,37 @@ def _parts(params: Params) -> Iterator[str]:
         yield f"fusion.flow_net.regions = {phi.regions} must be more than the {phi.parts.regions} of its parts"
     if fusion.parts_steps and not phi.parts.regions:
         yield "fusion.parts_steps above 0 needs fusion.flow_net.parts.regions above 0: it trains those alone"
+
+
+def _label_steps(params: Params) -> Iterator[str]:
+    """Whether steps of Eq. 8 are left after those on labels alone."""
+    fusion = params.fusion
+    for name, steps in (("train.steps", fusion.train.steps), ("without_head_steps", fusion.without_head_steps)):
+        if fusion.parts_steps and 0 < steps <= fusion.parts_steps:
+            yield (
+                f"fusion.parts_steps = {fusion.parts_steps} must be less than fusion.{name} = {steps}: they are the "
+                "first of these, and the rest are those of Eq. 8"
+            )
+
+
+def _training(params: Params) -> Iterator[str]:
+    """Whether every stage can be trained at all."""
+    length = params.crop.clip_frames
+    for stage in _STAGES:
+        train = getattr(params, stage).train
+        if train.span == "clip" and train.references >= length:
+            yield (
+                f"{stage}.train.references = {train.references} leaves no frame to be driven by in a clip of "
+                f"crop.clip_frames = {length}: take fewer references"
+            )
+        if train.average >= 1:
+            yield f"{stage}.train.average = {train.average:g} must be less than 1: nothing would be learned; 0: none"
+    layers = len(params.fusion.perceptual.layer_weights)
+    if layers != LAYERS:
+        yield (
+            f"fusion.perceptual.layer_weights has {layers} values and needs {LAYERS}, for relu1_1 to relu5_1 (0 leaves "
+            "a layer out)"
+        )
 
 
 def _devices(params: Params) -> Iterator[str]:

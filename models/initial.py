@@ -7,7 +7,7 @@ import torch
 from models.depth_net import DepthNetwork, MobileNetEncoder
 from models.hopenet import load_hopenet
 from models.pose_net import PoseNetwork
-from models.pretrained import WeightsMissingError, load_registered
+from models.pretrained import WeightsFormatError, WeightsMissingError, load_registered
 
 
 def start_depth(network: DepthNetwork, initial: str) -> str:
@@ -21,15 +21,16 @@ def start_depth(network: DepthNetwork, initial: str) -> str:
         What was done: `random` or `imagenet`.
 
     Raises:
-        WeightsMissingError: `pretrained`, and the file is missing or is another.
+        WeightsMissingError: `pretrained`, and the file is missing.
+        WeightsFormatError: It is there and damaged, or another.
     """
     if initial == "random":
         return "random"
     assert isinstance(network.encoder, MobileNetEncoder)
     try:
         public = load_registered("mobilenet_v2")
-    except WeightsMissingError:
-        if initial == "pretrained":
+    except WeightsMissingError as error:
+        if initial == "pretrained" or isinstance(error, WeightsFormatError):
             raise
         return "random"
     own = {key.removeprefix("features."): value for key, value in public.items() if key.startswith("features.")}
@@ -53,14 +54,15 @@ def start_pose(network: PoseNetwork, initial: str) -> str:
         What was done: `random` or `hopenet`.
 
     Raises:
-        WeightsMissingError: `pretrained`, and the file is missing or has another format.
+        WeightsMissingError: `pretrained`, and the file is missing.
+        WeightsFormatError: It is there and has another format.
     """
     if initial == "random":
         return "random"
     try:
         public = load_hopenet()
-    except WeightsMissingError:
-        if initial == "pretrained":
+    except WeightsMissingError as error:
+        if initial == "pretrained" or isinstance(error, WeightsFormatError):
             raise
         return "random"
     own = {key: value for key, value in public.state_dict().items() if not key.startswith(("fc_translation", "layout"))}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,8 +81,13 @@ def near_features(landmarks: Tensor, height: int, width: int) -> Tensor:
     return (near * known[:, None, None])[:, None]
 
 
+def known_mean(total: Tensor, known: Tensor) -> Tensor:
+    """A sum by how much of it is known; 0 where nothing is."""
+    return total / known.clamp(min=1)
+
+
 @full_precision
-def part_distance(regions: Regions, parts: Tensor) -> Tensor:
+def part_distance(regions: Regions, parts: Tensor, mean: Callable[[Tensor, Tensor], Tensor] = known_mean) -> Tensor:
     """How far the first regions are from parts of the face that are known.
 
     Source: our choice. Centres in units of 0.02 (about a pixel of a frame of 128). Extents, the square roots of the
@@ -90,6 +97,7 @@ def part_distance(regions: Regions, parts: Tensor) -> Tensor:
     Args:
         regions: `(B, K, ...)`.
         parts: x, y, xx, xy, yy of the first P regions, `(B, P, 5)`, normalised coordinates; NaN where unknown.
+        mean: `known_mean`; where devices share a batch, one over what all of them know.
 
     Returns:
         Scalar, the mean over known parts.
@@ -100,7 +108,7 @@ def part_distance(regions: Regions, parts: Tensor) -> Tensor:
     away = (regions.centre[:, :count] - parts[..., :2]).abs().mean(-1) / 0.02
     extent = matrix_sqrt(torch.stack([parts[..., 2:4], parts[..., 3:5]], -2))
     off = (regions.frame[:, :count] - extent).abs().mean((-1, -2)) / 0.005
-    return ((away + off) * known).sum() / known.sum().clamp(min=1)
+    return mean(((away + off) * known).sum(), known.sum())
 
 
 def _relative_difference(a: Tensor, b: Tensor) -> Tensor:

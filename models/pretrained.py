@@ -87,7 +87,8 @@ def find_weights(name: str, file: Path | None = None) -> Path:
         Its path.
 
     Raises:
-        WeightsMissingError: It is not there, or its hash is another.
+        WeightsMissingError: It is not there.
+        WeightsFormatError: Its hash is another.
     """
     entry = REGISTRY[name]
     path = file or weights_folder() / entry.file
@@ -99,7 +100,7 @@ def find_weights(name: str, file: Path | None = None) -> Path:
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(entry.sha256):
-        raise WeightsMissingError(
+        raise WeightsFormatError(
             f"{path} has SHA-256 {digest}, not {entry.sha256}; it is damaged or another file: get it again from "
             f"{entry.url}"
         )
@@ -117,13 +118,14 @@ def load_registered(name: str, file: Path | None = None) -> dict[str, Tensor]:
         Key -> tensor, on the CPU.
 
     Raises:
-        WeightsMissingError: See `find_weights`; or it holds something else than tensors.
+        WeightsMissingError: It is not there.
+        WeightsFormatError: See `find_weights`; or it holds something else than tensors.
     """
     path = find_weights(name, file)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise WeightsMissingError(f"{path} holds more than tensors and is not read") from None
+        raise WeightsFormatError(f"{path} holds more than tensors and is not read") from None
 
 
 def load_official(name: str, path: Path | None = None) -> nn.Module:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tasks.disk import whole_file
@@ -43,9 +43,18 @@ def is_finished(folder: Path, fingerprint: str) -> bool:
 def save_weights(folder: Path, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
     """Write the weights and the settings that explain them, each whole or not at all."""
     with whole_file(folder / WEIGHTS) as partial:
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, partial)
+        write_tensors(partial, weights)
     with whole_file(folder / SETTINGS) as partial:
         partial.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file through Python: the package's own writing does not raise an OSError on a full disk.
+
+    Raises:
+        OSError: The disk is full or read-only.
+    """
+    file.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
 
 
 def weights_of(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,12 +17,14 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from tasks.checkpoint_folder import WEIGHTS, write_tensors
 
 KEPT = 2
 """So many checkpoints stay: should the newest be damaged, there is one before it."""
-WEIGHTS, STATE, ABOUT = "model.safetensors", "state.pt", "about.json"
+STATE, ABOUT = "state.pt", "about.json"
 
 
 @dataclass
@@ -162,29 +165,40 @@ def save_checkpoint(folder: Path, state: TrainingState, fingerprint: str, revisi
 
     Returns:
         The new checkpoint.
+
+    Raises:
+        OSError: It could not be written; nothing of it is left.
     """
     target = folder / f"step_{state.step:08d}"
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    weights = {name: value.contiguous() for name, value in state.weights.items()}
-    save_file(weights, partial / WEIGHTS)
-    rest = {name: value for name, value in vars(state).items() if name != "weights"}
-    torch.save(rest, partial / STATE)
+    try:
+        _write(partial, state, fingerprint, revision)
+        if target.exists():  # a damaged one that this run passed over
+            shutil.rmtree(target)
+        partial.rename(target)
+    except BaseException:  # on a full disk, half a checkpoint would take the room that is left
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in numbered(folder)[KEPT:]:
+        shutil.rmtree(old)
+    return target
+
+
+def _write(folder: Path, state: TrainingState, fingerprint: str, revision: str | None) -> None:
+    write_tensors(folder / WEIGHTS, state.weights)
+    rest, content = {name: value for name, value in vars(state).items() if name != "weights"}, io.BytesIO()
+    torch.save(rest, content)  # not into the file: on a full disk that is a RuntimeError
+    (folder / STATE).write_bytes(content.getbuffer())
     about = {
         "step": state.step,
         "fingerprint": fingerprint,
         "git_revision": revision,
         "torch": torch.__version__,
-        "crc32": {name: _crc32(partial / name) for name in (WEIGHTS, STATE)},
+        "crc32": {name: _crc32(folder / name) for name in (WEIGHTS, STATE)},
     }
-    (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-    if target.exists():  # a damaged one that this run passed over
-        shutil.rmtree(target)
-    partial.rename(target)
-    for old in numbered(folder)[KEPT:]:
-        shutil.rmtree(old)
-    return target
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def numbered(folder: Path) -> list[Path]:

@@ -20,16 +20,24 @@ B = TypeVar("B")
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU if there is one.
+    """`auto` is the first GPU if there is one; a GPU with a number becomes the current one.
 
     Raises:
-        StageError: The device asked for is not there.
+        StageError: The device asked for is unknown or not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise StageError(f"there is no device '{name}'; set runtime.device to auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise StageError(f"runtime.device is {name}, but torch sees no GPU; set it to auto or cpu")
+    if device.type == "cuda" and device.index is not None:
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise StageError(f"runtime.device is {name}, but torch numbers its GPUs up to cuda:{count - 1}; set one")
+        torch.cuda.set_device(device)  # graphs, events and streams that name no GPU belong to the current one
     return device
 
 

@@ -26,7 +26,9 @@ import torch
 import torch.distributed as dist
 
 from models.config import Runtime
+from models.pretrained import WeightsMissingError
 from tasks.device import choose_device
+from tasks.disk import storage_text
 from tasks.errors import StageError
 from tasks.ranks import Ranks
 
@@ -49,6 +51,8 @@ def on_devices(function: Callable[..., R], runtime: Runtime, *arguments: Any) ->
 
     Raises:
         StageError: There are too few devices, Lightning Fabric is missing, or `function` raised it.
+        WeightsMissingError, OSError: `function` raised it; of the latter, those of a full or read-only disk.
+        RuntimeError: Anything else went wrong in one of several processes; the text is its traceback.
     """
     device, count = choose_device(runtime.device), runtime.devices
     if count == 1:
@@ -75,9 +79,10 @@ def on_devices(function: Callable[..., R], runtime: Runtime, *arguments: Any) ->
             raise
         except Exception:
             _stop_children()
-            for name, kind in (("expected", StageError), ("unexpected", RuntimeError)):
-                if (said / name).is_file():
-                    raise kind((said / name).read_text(encoding="utf-8")) from None
+            if (said / "expected").is_file():
+                raise pickle.loads((said / "expected").read_bytes()) from None
+            if (said / "unexpected").is_file():
+                raise RuntimeError((said / "unexpected").read_text(encoding="utf-8")) from None
             raise
     return result
 
@@ -95,16 +100,24 @@ def _one_of_several(fabric: Any, work: bytes, parent: int, said: Path) -> Any:
     try:
         function, arguments = pickle.loads(work)
         result = function(*arguments, fabric.device)
-    except StageError as error:
-        _say(said / "expected", str(error))
-        _end(1)
-    except Exception:
-        _say(said / "unexpected", f"in process {ranks.index} of {ranks.count}:\n{traceback.format_exc()}")
+    except Exception as error:
+        if _is_expected(error):
+            _say(said / "expected", pickle.dumps(error))
+        else:
+            text = f"in process {ranks.index} of {ranks.count}:\n{traceback.format_exc()}"
+            _say(said / "unexpected", text.encode())
         _end(1)
     except (SystemExit, KeyboardInterrupt) as stopped:
         _end(stopped.code if isinstance(stopped, SystemExit) and isinstance(stopped.code, int) else 130)
     dist.destroy_process_group()
     return result
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether the error's own text says what to do, or will: a stage makes a sentence of a full disk's."""
+    if isinstance(error, StageError | WeightsMissingError):
+        return True
+    return isinstance(error, OSError) and bool(storage_text(error, Path()))
 
 
 def _end(code: int) -> NoReturn:
@@ -114,10 +127,10 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _say(file: Path, text: str) -> None:
+def _say(file: Path, content: bytes) -> None:
     """Write a file, unless another process was earlier: its error is the cause, the others follow from it."""
-    with contextlib.suppress(FileExistsError), file.open("x", encoding="utf-8") as stream:
-        stream.write(text)
+    with contextlib.suppress(FileExistsError), file.open("xb") as stream:
+        stream.write(content)
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:

@@ -35,6 +35,7 @@ from tasks.head_bank import HeadBank, make_heads
 from tasks.optimiser import adam
 from tasks.parser_network import EMBEDDED_FILE
 from tasks.paths import WITHOUT_HEAD, Paths
+from tasks.ranks import batch_mean
 from tasks.room import Rows
 from tasks.training import Training, train
 
@@ -71,6 +72,7 @@ class FusionLoss:
         assert isinstance(canonical, RecurrentCanonical)
         self.config, self.fusion, self.canonical, self.depth, self.clips = config, fusion, canonical, depth, clips
         self.bank: HeadBank | None = None
+        self.mean = batch_mean()
         device = clips.device
         self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=device)
         weights = load_registered("vgg19") if config.perceptual.backbone == "vgg19" else None
@@ -154,7 +156,8 @@ class FusionLoss:
         """Distance of the first regions of s_ref and s_dri from the parts of the face."""
         assert self.clips.parts is not None
         parts = mirrored_parts(self.clips.parts[drawn["clip"], drawn["frame"]], drawn["flip"])
-        return (part_distance(reference, parts[:, 0]) + part_distance(driving, parts[:, -1])) / 2
+        of_reference = part_distance(reference, parts[:, 0], self.mean)
+        return (of_reference + part_distance(driving, parts[:, -1], self.mean)) / 2
 
     def _face(self, image: Tensor, driving: Tensor, drawn: Drawn) -> Tensor:
         """L1 about eyes and mouth of s_dri."""
@@ -162,7 +165,7 @@ class FusionLoss:
         across, down = landmarks.unbind(-1)
         across = torch.where(drawn["flip"][:, None], driving.shape[-1] - 1 - across, across)
         near = near_features(torch.stack([across, down], -1), *driving.shape[-2:])
-        return (near * (image - driving).abs()).sum() / (3 * near.sum()).clamp(min=1)
+        return self.mean((near * (image - driving).abs()).sum(), 3 * near.sum())
 
 
 def fusion_job(

@@ -18,6 +18,7 @@ from models.pose_net import HeadPose, PoseNetwork
 from models.precision import mixed
 from tasks.clip_data import Batch, ClipSet, Drawn, draw, gather, step_generator
 from tasks.device import beside
+from tasks.ranks import batch_mean
 from tasks.rendered_heads import RenderedHeads
 
 MAX_ZOOM = 1.7
@@ -70,6 +71,7 @@ class GeometryLoss:
         assert isinstance(pose, PoseNetwork)
         self.config, self.depth, self.pose, self.clips = config, depth, pose, clips
         self.K = intrinsics(clips.size_px, clips.size_px, config.camera.fov_deg, device=clips.device)
+        self.mean = batch_mean()
         self.angle_noise_deg = torch.tensor(ANGLE_NOISE_DEG, device=clips.device)
         self.angles, self.translation = clips.landmark_poses(config.camera)
         # Disabled here, not where it is defined: that would load the compiler, a second, with every command.
@@ -213,7 +215,7 @@ class GeometryLoss:
         error = error + (off - slack * SHIFT_NOISE_M).clamp(min=0) / 0.005
         if bins is not None:
             error = error + self.config.bin_weight * self.pose.bin_loss(bins, angles)
-        return (error * known).sum() / (3 * known.sum().clamp(min=1))
+        return self.mean((error * known).sum(), 3 * known.sum())
 
     @staticmethod
     def _depth_prior(depth: Tensor, label: Known) -> Tensor:

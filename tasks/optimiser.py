@@ -59,3 +59,25 @@ def adam(groups: list[dict[str, Any]], lr: float, clip_norm: float = 0.0) -> Bou
     rates = [torch.tensor(lr, device=groups[0]["params"][0].device) for _ in groups]
     groups = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
     return BoundedAdam(groups, clip_norm, betas=(0.5, 0.999), fused=True, capturable=True)
+
+
+def restore(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put an optimiser's state back, wherever it was saved: what depends on the device stays this optimiser's own.
+
+    That is its form, its rates (a tensor must stay on its device) and the order of its moments in memory: a fused Adam
+    on the CPU pairs them with the weights by that order.
+
+    Args:
+        optimiser: Over the same parameters, in the same groups.
+        state: Its state_dict, on the CPU.
+    """
+    own = [
+        {name: group[name] for name in ("lr", "fused", "capturable", "foreach") if name in group}
+        for group in optimiser.param_groups
+    ]
+    groups = [{**saved, **kept} for saved, kept in zip(state["param_groups"], own, strict=True)]
+    optimiser.load_state_dict({**state, "param_groups": groups})
+    for parameter, values in optimiser.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step":
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -17,6 +17,7 @@ import torch
 
 from models.config import Evaluate
 from models.pretrained import REGISTRY, weights_folder
+from tasks.device import choose_device
 from tasks.errors import StageError
 
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
@@ -93,16 +94,16 @@ class PerceptualMetric:
 
         Args:
             evaluate: Backbone, its weights' place, and the stride over frames.
-            device: Where it runs.
+            device: Where it runs; `auto` as in the settings.
 
         Raises:
-            StageError: The configured weights cannot be used.
+            StageError: The configured weights cannot be used, or there is no such device.
         """
         self.backbone = evaluate.lpips_backbone
         self.stride = evaluate.frame_stride
         self.weights = find_backbone_weights(self.backbone, evaluate.lpips_weights)
         self.name = "lpips" if self.weights.file else "lpips_random_backbone"
-        self.device = torch.device(device)
+        self.device = choose_device(str(device))
         self._net, self.heads_sha256 = _build(self.backbone, self.weights.file)
         self._net.to(self.device)
 

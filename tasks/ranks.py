@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +71,23 @@ class Ranks:
                 dist.all_reduce(flat)
                 _spread(flat.div_(self.count), part)
 
+    def mean(self, total: Tensor, known: Tensor) -> Tensor:
+        """A mean over what is known of the whole batch, of which each process has a share: the sum of all totals by
+        that of all counts is the mean of what the processes get here, and so it is with gradients.
+
+        Args:
+            total: Sum over this process's share.
+            known: How much of the share is known; not followed back.
+
+        Returns:
+            On one device `total / known`, `known` at least 1.
+        """
+        known = known.detach().float()
+        if self.count > 1:
+            known = known.clone()
+            self.average_([known])
+        return total / known.clamp(min=1 / self.count)
+
     def same_(self, values: Iterable[Tensor]) -> None:
         """Replace tensors by those of process 0."""
         if self.count > 1:
@@ -92,6 +109,12 @@ class Ranks:
         """Until all processes are here."""
         if self.count > 1:
             dist.barrier()
+
+
+def batch_mean() -> Callable[[Tensor, Tensor], Tensor]:
+    """`Ranks.mean` of this process, for losses that may be compiled: what asks other processes is left out of that."""
+    ranks = Ranks.here()
+    return ranks.mean if ranks.count == 1 else torch.compiler.disable(ranks.mean)
 
 
 def _by_dtype(values: Iterable[Tensor]) -> list[list[Tensor]]:

@@ -71,7 +71,7 @@ class Stepper:
         self._computed = torch.cuda.Event() if job.device.type == "cuda" else None
 
     def take(self, step: int) -> Tensor:
-        """Take a step; returns its losses in the order of `names`."""
+        """Take a step; returns its losses, the mean over all devices, in the order of `names`."""
         job = self.job
         phase = job.losses.phase(step)
         if phase != self._phase:
@@ -112,15 +112,17 @@ class Stepper:
         self.job.optimiser.zero_grad(set_to_none=True)
         losses = self._losses(self._phase, self._drawn)
         losses["total"].backward()
+        values = torch.stack([value.detach().float() for value in losses.values()])
         if self.ranks.count > 1:
             groups = self.job.optimiser.param_groups
-            self.ranks.average_(p.grad for group in groups for p in group["params"] if p.grad is not None)
+            slopes = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            self.ranks.average_([values, *slopes])
         self.job.optimiser.step()
         if self._average:
             kept, new = ([pair[i] for pair in self._average] for i in (0, 1))
             torch._foreach_lerp_(kept, new, 1 - self.job.average)
         self.names = list(losses)
-        return torch.stack([value.detach().float() for value in losses.values()])
+        return values
 
     def _record(self) -> None:
         torch.cuda.synchronize()

@@ -26,6 +26,7 @@ from tasks.checkpoints import (
 )
 from tasks.errors import StageError
 from tasks.interruption import Interruption
+from tasks.optimiser import restore
 from tasks.ranks import Ranks
 from tasks.room import Rows
 from tasks.stepper import Stepper, Weights, trained_values
@@ -163,7 +164,7 @@ class _Run:
     Attributes:
         step: Steps taken.
         averaged: The running average; empty: there is none.
-        window: Losses of each step since the last row of the curve.
+        window: Losses of each step since the last row of the curve, the same in every process.
     """
 
     def __init__(self, job: Training, folder: Path, fingerprint: str, ranks: Ranks) -> None:
@@ -188,10 +189,7 @@ class _Run:
         job = self.job
         for name, module in job.modules.items():
             module.load_state_dict(weights_of(name, state.weights))
-        rates = [group["lr"] for group in job.optimiser.param_groups]
-        job.optimiser.load_state_dict(state.optimiser)
-        for group, rate in zip(job.optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate  # a rate kept in a tensor must stay on its device
+        restore(job.optimiser, state.optimiser)
         for name, value in self.averaged.items():
             value.copy_(state.average[name])
         job.history[:], job.looks[:] = state.history, state.looks
@@ -206,13 +204,12 @@ class _Run:
         return step % job.log_every == 0 or step == job.steps or phase_ends
 
     def close_row(self, names: list[str]) -> None:
-        """Add a row to the curve: the mean of the steps since the last one, over all devices.
+        """Add a row to the curve: the mean of the steps since the last one.
 
         Raises:
             StageError: A loss is no longer a number.
         """
         mean = torch.stack(self.window).mean(0)
-        self.ranks.average_([mean])
         row = {"step": float(self.step), **dict(zip(names, mean.tolist(), strict=True))}
         row["lr"] = float(self.job.optimiser.param_groups[0]["lr"])
         self._check(names, [row[name] for name in names])

@@ -12,7 +12,10 @@ import pytest
 import yaml
 
 from flows.cli import app
+from flows.doctor import check_weights
 from flows.preset_files import preset_text
+from models.config import Params, build
+from models.pretrained import REGISTRY, weights_folder
 from tasks.video import write_video
 
 COMMANDS = (
@@ -142,6 +145,29 @@ def test_doctor_names_a_broken_setting(project: Path, capsys: pytest.CaptureFixt
     assert "not a git repository" in out
 
 
+def test_doctor_names_damaged_weights_that_a_stage_would_start_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`if_present` goes without a file that is missing, not without one that is damaged."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    params = build(Params, yaml.safe_load(preset_text("paper")))
+    assert {params.geometry.depth_net.initial, params.geometry.pose_net.initial} == {"if_present"}
+    names = ("mobilenet_v2", "hopenet")
+
+    def problems() -> dict[str, str]:
+        found = {check.name: check for check in check_weights(params)}
+        return {name: found[f"weights {name}"].text for name in names if found[f"weights {name}"].state == "problem"}
+
+    assert problems() == {}
+    weights_folder().mkdir(parents=True)
+    for name in names:
+        (weights_folder() / REGISTRY[name].file).write_bytes(b"half a download")
+    found = problems()
+    assert "get it again" in found["mobilenet_v2"]
+    assert "set geometry.depth_net.initial: random" in found["mobilenet_v2"]
+    assert "cannot be read" in found["hopenet"]
+
+
 def test_doctor_says_why_a_video_gives_no_clip(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "empty.mp4").touch()
     assert call("doctor", "--video", "empty.mp4") == 1
@@ -151,7 +177,7 @@ def test_doctor_says_why_a_video_gives_no_clip(project: Path, capsys: pytest.Cap
 def test_metrics_of_a_video_with_itself(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
     write_video(project / "a.mp4", frames, 25)
-    assert call("metrics", "a.mp4", "a.mp4", "--json") == 0
+    assert call("metrics", "a.mp4", "a.mp4", "--device", "auto", "--json") == 0
     result = yaml.safe_load(capsys.readouterr().out)
     assert result["l2"] == 0
     assert result["videos"] == 1

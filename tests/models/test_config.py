@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from models.config import ConfigError, Params, build, load_params
+from models.config_rules import broken_rules
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 
@@ -95,6 +96,47 @@ def test_held_regions_need_what_trains_them(
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(wrong))
     with pytest.raises(ConfigError, match=message):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("fusion.parts_steps", 350, r"fusion\.parts_steps = 350 must be less than fusion\.train\.steps = 350"),
+        ("fusion.without_head_steps", 9, r"parts_steps = 10 must be less than fusion\.without_head_steps = 9"),
+        ("geometry.train.references", 40, r"geometry\.train\.references = 40 leaves no frame.*clip_frames = 40"),
+        ("canonical.train.references", 41, r"canonical\.train\.references = 41 leaves no frame"),
+        ("fusion.train.references", 40, r"fusion\.train\.references = 40 leaves no frame"),
+        ("canonical.train.average", 1.0, r"canonical\.train\.average = 1 must be less than 1"),
+        ("fusion.perceptual.layer_weights", [10.0] * 4, r"layer_weights has 4 values and needs 5"),
+    ],
+)
+def test_trainings_that_cannot_work_are_refused(tmp_path: Path, setting: str, value: object, message: str):
+    file, right = tmp_path / "params.yaml", values()
+    right["fusion"] |= {"parts_weight": 1.0, "parts_steps": 10, "without_head_steps": 11}
+    right["fusion"]["flow_net"]["regions"], right["fusion"]["flow_net"]["parts"]["regions"] = 14, 8
+    file.write_text(yaml.safe_dump(right))
+    load_params(file)
+    *path, key = setting.split(".")
+    section = right
+    for name in path:
+        section = section[name]
+    section[key] = value
+    file.write_text(yaml.safe_dump(right))
+    with pytest.raises(ConfigError, match=message):
+        load_params(file)
+
+
+@pytest.mark.parametrize("file", sorted((SHIPPED.parent / "flows" / "presets").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_preset_keeps_the_rules(file: Path):
+    broken = list(broken_rules(load_params(file, complete=False)))
+    assert all(text.startswith("acquire.folder.path is empty") for text in broken)
+
+
+def test_references_may_come_from_more_than_one_clip(tmp_path: Path):
+    wide = values()
+    wide["geometry"]["train"] |= {"span": "video", "references": 40}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wide))
+    assert load_params(tmp_path / "params.yaml").geometry.train.references == 40
 
 
 def test_settings_cannot_be_changed_in_passing():

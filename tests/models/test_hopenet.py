@@ -109,9 +109,10 @@ def test_other_files_are_refused_with_the_reason(state: OrderedDict[str, Tensor]
         torch.save(content, path)
         with pytest.raises(WeightsFormatError, match=words):
             load_official("hopenet", path)
-    path.write_text("<html>quota exceeded</html>", encoding="utf-8")
-    with pytest.raises(WeightsFormatError, match="cannot be read"):
-        load_official("hopenet", path)
+    for damaged in ("<html>quota exceeded</html>", "half a download", ""):
+        path.write_text(damaged, encoding="utf-8")
+        with pytest.raises(WeightsFormatError, match="cannot be read"):
+            load_official("hopenet", path)
 
 
 def test_other_networks_are_refused_with_the_shape(state: OrderedDict[str, Tensor], tmp_path: Path) -> None:
@@ -142,6 +143,12 @@ def test_f_p_starts_from_the_file_where_it_is_at_hand(file: Path, monkeypatch: p
     (folder / file.name).write_bytes(file.read_bytes())
     monkeypatch.setenv("TORCH_HOME", str(file.parent / "home"))
     assert start_pose(plain, "if_present") == "hopenet"
+    monkeypatch.setenv("TORCH_HOME", str(file.parent / "other"))
+    other = file.parent / "other" / "hub" / "checkpoints" / file.name
+    other.parent.mkdir(parents=True)
+    torch.save({"module.conv1.weight": torch.zeros(1)}, other)
+    with pytest.raises(WeightsFormatError, match="saved from DataParallel"):
+        start_pose(PoseNetwork(PoseNet(backbone="resnet50", initial="random", input_px=224), CAMERA), "if_present")
     public = load_hopenet(file)
     feature = torch.rand(5, 2048)
     index = torch.arange(66.0)
@@ -168,7 +175,11 @@ def test_f_d_starts_from_imagenet_where_the_file_is_at_hand(tmp_path: Path, monk
     with torch.no_grad():
         theirs = public.eval().features((image - mean) / std)
         assert torch.allclose(network.encoder(image)[-1], theirs, atol=1e-5)
-    file.write_bytes(b"damaged")
+    file.write_bytes(b"half a download")
+    for initial in ("if_present", "pretrained"):
+        with pytest.raises(WeightsFormatError, match="damaged or another file: get it again"):
+            start_depth(network, initial)
+    file.unlink()
     assert start_depth(network, "if_present") == "random"
-    with pytest.raises(WeightsMissingError, match="damaged"):
+    with pytest.raises(WeightsMissingError, match="is missing"):
         start_depth(network, "pretrained")

@@ -22,6 +22,7 @@ from tasks.rendered_heads import RenderedHeads, render_heads
 from tests.tasks.factory import make_params
 
 SIZE_PX = 48
+PRESETS = Path(__file__).parents[2] / "flows" / "presets"
 CPU = torch.device("cpu")
 
 
@@ -149,5 +150,8 @@ def test_the_command_takes_settings_and_fails_on_a_missed_bar(
     bars[0] = Bar("yaw: mean error", 4.0, "deg", 3.0)
     assert call("--preset", "demo") == 1
     assert "1 of 1 bars are missed" in capsys.readouterr().out
+    bars[0] = Bar("yaw: mean error", 2.0, "deg", 3.0)
+    assert call("--params", str(PRESETS / "local.yaml")) == 0  # whose videos nobody has named yet
+    assert asked[-1][1] == 128
     assert call("--preset", "demo", "--frames", "3") == 2
     assert call("--preset", "demo", "--params", "params.yaml") == 2

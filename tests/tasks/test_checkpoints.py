@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 from models.config import ConfigError, Runtime, build
-from tasks.checkpoint_folder import write_losses
+from tasks.checkpoint_folder import save_weights, write_losses
 from tasks.checkpoints import CheckpointWriter, TrainingState, git_revision, load_newest, numbered
+from tasks.disk import storage_errors
 from tasks.errors import StageError
 from tasks.training import train
 from tests.tasks.small_training import result, small_job, small_runtime
@@ -175,14 +177,49 @@ def test_a_run_never_loses_more_than_two_minutes():
         build(Runtime, small_runtime().model_dump() | {"checkpoint_every_s": 121.0})
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may be larger than this: what a full disk does, without a disk of its own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))  # Python ignores SIGXFSZ
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr("tasks.checkpoints.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+
+def state_of(weights: int, average: int) -> TrainingState:
+    values = {"w": torch.zeros(weights)}
+    return TrainingState(1, values, {"w": torch.zeros(average)}, {}, [], [], torch.empty(0, 0))
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize(("weights", "average"), [(1000, 1), (1, 1000)])
+def test_a_full_disk_is_told_and_half_a_checkpoint_removed(weights: int, average: int, tmp_path: Path):
+    """The weights do not fit, or the state beside them."""
+    message = r"size limit.*make room and run the stage again; it goes on"
+    with pytest.raises(StageError, match=message), storage_errors(tmp_path), CheckpointWriter(tmp_path, "fp") as writer:
+        writer.write(state_of(weights, average))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_files")
+def test_final_weights_that_do_not_fit_are_told_too(tmp_path: Path):
+    with pytest.raises(StageError, match=r"size limit.*make room"), storage_errors(tmp_path):
+        save_weights(tmp_path, {"w": torch.zeros(1000)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path):
+    with pytest.raises(StageError, match=r"size limit"), storage_errors(tmp_path):
         train(small_job(), tmp_path, "fp", small_runtime())
     assert steps_of(tmp_path) == []
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_stopped_run_says_that_the_last_checkpoint_did_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(KeyboardInterrupt), storage_errors(tmp_path):
+        train(small_job(at=stop_at(7, signal.SIGINT)), tmp_path, "fp", small_runtime(120.0))
+    assert "the last checkpoint could not be written" in capsys.readouterr().err
 
 
 def test_the_writer_keeps_what_the_state_was(tmp_path: Path):

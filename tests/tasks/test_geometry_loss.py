@@ -14,6 +14,7 @@ from tasks.geometry import build_networks
 from tasks.geometry_loss import GeometryLoss
 from tasks.rendered_heads import RenderedHeads, as_clips, render_heads
 from tests.tasks.factory import make_params
+from tests.tasks.shares import mean_of_shares, on_one
 
 SIZE_PX = 64
 
@@ -77,6 +78,23 @@ def test_a_step_of_both_sources_has_their_losses_and_every_network_learns(loss: 
             gradients = [value.grad for value in network.parameters()]
             assert all(grad is not None and torch.isfinite(grad).all() for grad in gradients)
             network.zero_grad()
+
+
+def test_two_devices_have_the_losses_of_one_where_poses_are_unknown(
+    loss: GeometryLoss, monkeypatch: pytest.MonkeyPatch
+):
+    """The first sample's landmarks were not found: its process knows fewer poses than the other."""
+    for network in (loss.depth, loss.pose):
+        network.eval()  # on the CPU, batch norms see their own share
+    for step in (0, loss.config.bootstrap_steps):
+        drawn = loss.draw(step)
+        angles = loss.angles.clone()
+        angles[drawn["clip"][0], drawn["frame"][0]] = torch.nan
+        monkeypatch.setattr(loss, "angles", angles)
+        whole = on_one(loss, loss.phase(step), drawn)
+        assert mean_of_shares(loss, loss.phase(step), drawn) == pytest.approx(whole, rel=1e-4)
+    for network in (loss.depth, loss.pose):
+        network.train()
 
 
 def test_settings_and_rendered_heads_must_go_together(rendered: RenderedHeads):

@@ -1,11 +1,12 @@
 """Adam with bounded gradients: a huge gradient moves the weights no further than a usual one."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 
-from tasks.optimiser import adam
+from tasks.optimiser import BoundedAdam, adam, restore
 
 
 def after_a_bad_batch(scale: float, clip_norm: float) -> torch.Tensor:
@@ -52,3 +53,45 @@ def test_a_short_gradient_is_left_alone(clip_norm: float):
         value.square().sum().backward()
         optimiser.step()
     torch.testing.assert_close(mine.detach(), weight.detach(), rtol=0, atol=0)
+
+
+def conv(order: torch.memory_format) -> torch.nn.Conv2d:
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(8, 8, 3)
+    network.weight.data = network.weight.data.contiguous(memory_format=order)
+    return network
+
+
+def like_a_gpus(network: torch.nn.Module) -> BoundedAdam:
+    """The form that `adam` chooses on a GPU."""
+    groups: list[dict[str, Any]] = [{"params": list(network.parameters()), "lr": torch.tensor(1e-3)}]
+    return BoundedAdam(groups, 0.0, betas=(0.5, 0.999), fused=True, capturable=True)
+
+
+def like_a_cpus(network: torch.nn.Module) -> BoundedAdam:
+    return adam([{"params": list(network.parameters())}], 1e-3)
+
+
+def take_steps(network: torch.nn.Conv2d, optimiser: BoundedAdam, seeds: range) -> None:
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for value in network.parameters():
+            value.grad = torch.empty_like(value).copy_(torch.randn(value.shape, generator=generator))
+        optimiser.step()
+
+
+@pytest.mark.parametrize("from_gpu", [True, False])
+def test_training_goes_on_as_before_on_another_device(from_gpu: bool):
+    """Weights on a GPU are in channels-last order, and Adam is fused there."""
+    gpu, cpu = conv(torch.channels_last), conv(torch.contiguous_format)
+    pairs = [(gpu, like_a_gpus(gpu)), (cpu, like_a_cpus(cpu))]
+    (here, before), (there, after) = pairs if from_gpu else pairs[::-1]
+    form = {name: after.param_groups[0][name] for name in ("lr", "fused", "capturable")}
+    take_steps(here, before, range(5))
+    there.load_state_dict(here.state_dict())
+    restore(after, copy.deepcopy(before.state_dict()))
+    assert {name: after.param_groups[0][name] for name in form} == form
+    for network, optimiser in pairs:
+        take_steps(network, optimiser, range(5, 8))
+    torch.testing.assert_close(there.weight, here.weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(there.bias, here.bias, rtol=0, atol=1e-6)

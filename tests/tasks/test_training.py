@@ -24,6 +24,7 @@ from tasks.paths import Paths
 from tasks.stores import array, open_store
 from tasks.training import Training, train
 from tests.tasks.rendered import make_clip_store, parse_params
+from tests.tasks.shares import mean_of_shares, on_one
 
 STAGES: dict[str, Callable[[Params, Paths, str], dict[str, Any]]] = {
     "geometry": geometry.run,
@@ -184,6 +185,24 @@ def test_the_steps_on_labels_alone_go_on_after_an_interruption(trained: Paths, m
     assert len(calls) == 2 + 3  # the first step is not taken again
     assert weights(trained, "fusion") == whole
     assert curve.read_text() == losses
+
+
+def test_two_devices_have_the_losses_of_one_where_parts_and_landmarks_are_unknown(trained: Paths):
+    params = held_to_parts(settings(), face_weight=1.0)
+    clips = load_clips(trained, "train", CPU, with_geometry=True)
+    clips.parts = read_parts(trained, clips.table["row"].to_numpy(), CPU)
+    networks = fusion.build_networks(params.fusion, CPU)
+    stage_2 = canonical.build_networks(params.canonical, CPU)
+    depth = canonical.load_depth_network(params, trained, CPU)
+    for network in (*networks.values(), *stage_2.values()):
+        network.eval()  # on the CPU, batch norms see their own share
+    loss = fusion.FusionLoss(params.fusion, {**networks, **stage_2}, depth, clips)
+    drawn = loss.draw(0)
+    clip, frame = drawn["clip"][0], drawn["frame"][0]  # of the first process
+    clips.parts[clip, frame, 2:] = torch.nan
+    clips.landmarks[clip[-1], frame[-1]] += 8.0  # less of the eyes' surroundings is in the picture
+    for phase in ("parts", "eq8"):
+        assert mean_of_shares(loss, phase, drawn) == pytest.approx(on_one(loss, phase, drawn), rel=1e-4)
 
 
 def with_steps(count: int) -> Params:
