@@ -271,7 +271,8 @@ class ClipArray:
         path = self._source.store_path
         return StageError(
             f"{path} is damaged: clips {first} to {last} cannot be read ({error}). `head3d inspect --store` lists the "
-            "damage; `dvc checkout --force` of that folder brings back the last version, or `dvc repro` of the stage makes these clips again"
+            "damage; `dvc checkout --force` of that folder brings back the last version, or `dvc repro` of the stage "
+            "makes these clips again"
         )
 
 
@@ -361,8 +362,8 @@ def damage_report(path: Path) -> list[str]:
     total = len(array(group, "done"))
     return [
         f"{path}: clips {first} to {min(first + size, total) - 1} are damaged ({', '.join(names)}); "
-        f"`dvc checkout --force {path}` brings back the last version, or `dvc repro` of the stage makes these clips, and no "
-        "others, again"
+        f"`dvc checkout --force {path}` brings back the last version, or `dvc repro` of the stage makes these "
+        "clips, and no others, again"
         for first, names in damaged(group).items()
     ]
 
