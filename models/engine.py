@@ -55,6 +55,18 @@ class _Recorded(NamedTuple):
     host_made: Made
 
 
+@contextmanager
+def rounding(precision: str) -> Iterator[None]:
+    """Whether a GPU may round the factors of convolutions to TF32, as torch does by itself: in all but `float32`."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = precision != "float32"
+    torch.backends.cuda.matmul.allow_tf32 = False  # products of the geometry; the networks' own are few and small
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
 class Engine:
     """Drives one subject after another by frames.
 
@@ -225,17 +237,13 @@ class Engine:
         """
         short = self.precision in ("float16", "bfloat16") and not once
         dtype = getattr(torch, self.precision) if short else None
-        before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
-        fast = self.precision != "float32"
-        torch.backends.cudnn.allow_tf32 = fast
-        torch.backends.cuda.matmul.allow_tf32 = False  # products of the geometry; the networks' own are few and small
+        searched = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = self._record and not once
         try:
-            with torch.autocast(self.device.type, dtype=dtype, enabled=short):
+            with rounding(self.precision), torch.autocast(self.device.type, dtype=dtype, enabled=short):
                 yield
         finally:
-            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before[:2]
-            torch.backends.cudnn.benchmark = before[2]
+            torch.backends.cudnn.benchmark = searched
 
     def _compute(self, frames: Tensor, masks: Tensor, state: SubjectState) -> Made:
         """Stored frames to stored frames, on the device."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from models.config import Crop, Notices, Quality
-from models.engine import PRECISIONS, Engine, Precision, choose_precision
+from models.engine import PRECISIONS, Engine, Precision, choose_precision, rounding
 from models.head3d import Head3D, Subject
 from tasks.animate_files import DRIVING_OUT, SIDE_BY_SIDE, AnimatedFiles, check_files
 from tasks.device import choose_device
@@ -239,7 +239,8 @@ def animate(
     model = load_model(checkpoints, where)
     crop, parse = load_preparation(checkpoints)
     person = prepare(subject, crop, parse, wanted.device)
-    ready = subject_state(model, person, wanted.references, wanted.pick)
+    with rounding(wanted.precision):
+        ready = subject_state(model, person, wanted.references, wanted.pick)
     engine = make_engine(model, person, ready, wanted)
     video = find_face(driving, crop, None)
     measured, angles = Measured(video, crop.size_px), list[torch.Tensor]()

@@ -107,6 +107,23 @@ def test_frames_are_the_models_and_the_sound_is_kept(
     assert (read_frames(tmp_path / "silent.mp4") == read_frames(tmp_path / "out.mp4")).all()
 
 
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_the_subject_is_made_in_the_precision_that_was_asked_for(
+    videos: dict[str, Path], checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+    rounded: list[bool] = []
+
+    def made(*inputs: Any) -> Any:
+        rounded.append(torch.backends.cudnn.allow_tf32)
+        return subject_state(*inputs)
+
+    monkeypatch.setattr(animating, "subject_state", made)
+    run(videos, checkpoints, tmp_path / "out.mp4", precision=precision)
+    assert rounded == [precision != "float32"]
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_frames_of_an_uneven_video_are_shown_with_their_sound(
     videos: dict[str, Path], checkpoints: Path, tmp_path: Path
 ):
