@@ -12,8 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.canonical import RecurrentCanonical
 from models.config import Params, load_params
 from models.depth_net import DepthNetwork
-from models.engine import PRECISIONS, Engine, Precision, change_of_error
+from models.engine import PRECISIONS, Engine, Precision, change_of_error, rounding
 from models.fusion import FusionNetwork
 from models.head3d import Head3D, Subject
 from models.pose_net import PoseNetwork
@@ -146,19 +145,8 @@ def _plain(model: Head3D, subject: Subject, bench: Bench) -> dict[str, Any]:
         made = model.drive(subject, images, masks.to(model.device)[:, None].float())
         return to_stored(made.image)
 
-    with exact():
+    with rounding("float32"):
         return _timed(lambda frame, mask: many(frame[None], mask[None]), many, bench)
-
-
-@contextmanager
-def exact() -> Iterator[None]:
-    """Context in which float32 on a GPU means float32, not TF32."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @torch.inference_mode()
@@ -167,7 +155,7 @@ def _apart(model: Head3D, engine: Engine, subject: Subject, size_px: int, batch:
     frames, masks = drawn_frames(JUDGED, size_px)
     images = frames.to(model.device).permute(0, 3, 1, 2).float() / 255
     heads = masks.to(model.device)[:, None].float()
-    with exact():
+    with rounding("float32"):
         expected = model.drive(subject, images, heads).image
     difference = engine.images(images, heads) - expected
     # the frames as they come out, recorded or compiled
