@@ -229,9 +229,9 @@ class Canonical(Section):
 
 
 class PartNet(Section):
-    """A second region predictor for the regions that `fusion.parts_weight` holds to parts of the face."""
+    """A second region predictor, for the regions that `fusion.parts_weight` holds to parts of the face."""
 
-    regions: NonNegative  # so many of flow_net.regions, the first; 0: the one predictor finds all
+    regions: NonNegative  # so many of flow_net.regions, the first: 8, or 0 for none
     scale: PositiveFloat  # image scale at which it works: an eye is open by a few pixels
     width: Positive
     blocks: Positive
@@ -266,7 +266,7 @@ class Fusion(Section):
     perceptual: Perceptual
     face_weight: NonNegativeFloat  # L1 about eyes and mouth, beside L_rec, which hardly sees them
     parts_steps: NonNegative  # before Eq. 8 these steps train only where those regions are
-    parts_weight: NonNegativeFloat  # Phi's first eight regions are held to eyes, brows, nose and lips as parsed
+    parts_weight: NonNegativeFloat  # flow_net.parts is held to eyes, brows, nose and lips, and moves them
     equivariance_weight: NonNegativeFloat
     heads_per_clip: NonNegative  # canonical heads made beforehand, each of other references; 0: made in every step
     train: Optim

@@ -58,12 +58,12 @@ def broken_rules(params: Params) -> Iterator[str]:
 def _parts(params: Params) -> Iterator[str]:
     """Whether Phi's held regions are those that there are labels for."""
     phi, fusion = params.fusion.flow_net, params.fusion
-    if fusion.parts_weight and phi.regions < FACE_PARTS:
-        yield f"fusion.parts_weight above 0 needs fusion.flow_net.regions of at least {FACE_PARTS}"
     if phi.parts.regions not in (0, FACE_PARTS):
         yield f"fusion.flow_net.parts.regions = {phi.parts.regions} must be 0 or {FACE_PARTS}"
     elif phi.parts.regions and not fusion.parts_weight:
         yield "fusion.flow_net.parts.regions above 0 needs fusion.parts_weight above 0: nothing else trains them"
+    elif fusion.parts_weight and not phi.parts.regions:
+        yield f"fusion.parts_weight above 0 needs fusion.flow_net.parts.regions = {FACE_PARTS}: it trains those"
     elif phi.regions <= phi.parts.regions:
         yield f"fusion.flow_net.regions = {phi.regions} must be more than the {phi.parts.regions} of its parts"
     if fusion.parts_steps and not phi.parts.regions:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.canonical import HeadLayer
 from models.coder import ImageDecoder, ImageEncoder
 from models.config import CoderNet, FlowNet
+from models.geometry import pixel_grid
 from models.motion import FlowPredictor, FusionMaps, Regions, Seen
 from models.warp import sample_grid, sampling_grid
 
@@ -86,18 +87,21 @@ def attend_without_head(maps: FusionMaps) -> FusionMaps:
     """Attention for the ablation without x_hat_dri: a_head is 0, its share goes to a_ref, and a_ref + a_dec = 1."""
     a_head, a_reference, a_dec = maps.attention.split(1, dim=1)
     attention = torch.cat([torch.zeros_like(a_head), a_reference + a_head, a_dec], dim=1)
-    return FusionMaps(maps.pixels_head, maps.pixels_reference, attention)
+    return maps._replace(attention=attention)
 
 
 def attend_to_head(maps: FusionMaps) -> FusionMaps:
-    """Attention for a novel view: where x_hat_dri is shown, s_ref is not.
+    """Maps for a novel view: where x_hat_dri is shown, s_ref is not, and x_hat_dri stays as it is.
 
     Source: our choice. Without a driving frame nothing tells how the face of s_ref, which looks another way, would have
-    to move; mixed in, it gave a second pair of eyes.
+    to move; mixed in, it gave a second pair of eyes. And x_hat_dri is the view that was asked for: moved once more, by
+    parts of the face that are found a little elsewhere on black than in a frame, it was torn.
     """
     a_head, a_reference, a_dec = maps.attention.split(1, dim=1)
     attention = torch.cat([a_head + a_reference, torch.zeros_like(a_head), a_dec], dim=1)
-    return FusionMaps(maps.pixels_head, maps.pixels_reference, attention)
+    height, width = a_head.shape[-2:]
+    still = pixel_grid(height, width, maps.pixels_head).expand_as(maps.pixels_head)
+    return maps._replace(pixels_head=still, attention=attention)
 
 
 class FusionNetwork(nn.Module):
@@ -242,7 +246,7 @@ class FusionNetwork(nn.Module):
         logits = self.decoder(mix(2, None), lambda e_dec, level: mix(level, e_dec)).float()
         mixture = (known / rest).clamp(0.01, 0.99)
         image = torch.sigmoid(mixture.logit() + logits)
-        return image, mixture, FusionMaps(maps.pixels_head, maps.pixels_reference, attend(maps.attention)[0])
+        return image, mixture, maps._replace(attention=attend(maps.attention)[0])
 
 
 class _Maps(NamedTuple):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.geometry import pixel_grid
-from models.motion import Regions, matrix_sqrt
+from models.motion import Regions, heat_maps, matrix_sqrt
 from models.precision import full_precision
 from models.warp import normalised_grid
 
@@ -109,6 +109,32 @@ def part_distance(regions: Regions, parts: Tensor, mean: Callable[[Tensor, Tenso
     extent = matrix_sqrt(torch.stack([parts[..., 2:4], parts[..., 3:5]], -2))
     off = (regions.frame[:, :count] - extent).abs().mean((-1, -2)) / 0.005
     return mean(((away + off) * known).sum(), known.sum())
+
+
+@full_precision
+def part_shares(shares: Tensor, parts: Tensor, mean: Callable[[Tensor, Tensor], Tensor] = known_mean) -> Tensor:
+    """How far both flows are from moving every part of the face with its own region: a cross-entropy.
+
+    Source: our choice. x_hat_dri is well placed as it is, and what an eye or a mouth adds to L_rec is little: left to
+    that, neither flow learned to use the regions that are known to sit there, and expressions did not follow.
+
+    Args:
+        shares: Of the candidate motions, `(B, 2, K + 1, h, w)`, the background's first (`FusionMaps`).
+        parts: x, y, xx, xy, yy of the first P regions in s_dri, `(B, P, 5)`, normalised coordinates; NaN where unknown.
+        mean: As in `part_distance`.
+
+    Returns:
+        Scalar, the mean over the pixels of known parts, as the parts' Gaussians weigh them; where these overlap, the
+        regions share.
+    """
+    known = torch.isfinite(parts).all(-1)
+    parts = torch.nan_to_num(parts)
+    extent = matrix_sqrt(torch.stack([parts[..., 2:4], parts[..., 3:5]], -2))
+    near = heat_maps(Regions(parts[..., :2], extent), *shares.shape[-2:]) * known[..., None, None]
+    weight = near.amax(1, keepdim=True)
+    wanted = weight * near / near.sum(1, keepdim=True).clamp(min=1e-6)
+    lost = wanted[:, None] * shares[:, :, 1 : 1 + parts.shape[1]].clamp(min=1e-6).log()
+    return mean(-lost.sum() / 2, weight.sum())
 
 
 def _relative_difference(a: Tensor, b: Tensor) -> Tensor:

@@ -56,11 +56,19 @@ class FusionMaps(NamedTuple):
         pixels_head: Where each output pixel comes from in x_hat_dri, `(B, h, w, 2)`, at Phi's scale.
         pixels_reference: The same in s_ref.
         attention: a_head, a_ref, a_dec, `(B, 3, h, w)`; they sum to 1.
+        shares: Of the candidate motions in each flow, `(B, 2, K + 1, h, w)`, the background's first; they sum to 1.
     """
 
     pixels_head: Tensor
     pixels_reference: Tensor
     attention: Tensor
+    shares: Tensor
+
+
+HELD_REACH = 3.0
+"""A region that is held to a part of the face moves what lies within so many of its standard deviations (a uniform disc
+ends at two). Without a limit the first regions that are known moved everything, the others found nothing to do, and
+shoulders and hair were never learned (our choice; measured in .readme/results.md)."""
 
 
 class Hourglass(nn.Module):
@@ -231,6 +239,20 @@ def _grids(source: Regions, unit: Tensor) -> Tensor:
     return torch.cat([still, moved], dim=-4)
 
 
+def _out_of_reach(unit: Tensor, held: int) -> Tensor:
+    """What the candidates of the first `held` regions lose beyond `HELD_REACH`, as a Gaussian falls; others nothing.
+
+    Args:
+        unit: Pixels as the driving regions see them, `(..., K, h, w, 2)`.
+        held: So many regions are held to parts of the face.
+
+    Returns:
+        To be added to logits, `(..., K + 1, h, w)`.
+    """
+    beyond = (unit[..., :held, :, :, :].square().sum(-1) - HELD_REACH**2).clamp(min=0)
+    return F.pad(-0.5 * beyond, (0, 0, 0, 0, 1, unit.shape[-4] - held))
+
+
 def _apart(regions: Regions, count: int) -> list[Regions]:
     """Regions of batches that went through together."""
     return [Regions(*part) for part in zip(*(values.chunk(count) for values in regions), strict=True)]
@@ -267,7 +289,7 @@ class FlowPredictor(nn.Module):
         self.attention = nn.Conv2d(self.body.channels, 3, 7, padding=3)
 
     @full_precision
-    def _candidates(self, images: Tensor, sources: Regions, driving: Regions) -> tuple[Tensor, Tensor]:
+    def _candidates(self, images: Tensor, sources: Regions, driving: Regions) -> tuple[Tensor, Tensor, Tensor | None]:
         """Candidate motions of both sources, and what they look like.
 
         Args:
@@ -276,7 +298,8 @@ class FlowPredictor(nn.Module):
             driving: Regions of s_dri.
 
         Returns:
-            Grids, `(B, 2, K + 1, h, w, 2)`; heat and colours of each, `(B, 2 (K + 1) 4, h, w)`.
+            Grids, `(B, 2, K + 1, h, w, 2)`; heat and colours of each, `(B, 2 (K + 1) 4, h, w)`; what their logits lose
+            for being out of reach, `(B, 1, K + 1, h, w)`, None where no region is held.
         """
         height, width = images.shape[-2:]
         regions = (torch.cat([of, new[:, None]], 1) for of, new in zip(sources, driving, strict=True))
@@ -288,7 +311,8 @@ class FlowPredictor(nn.Module):
         tall = grids.flatten(0, 1).flatten(1, 2)
         moved = F.grid_sample(images.flatten(0, 1), tall, padding_mode="zeros", align_corners=True)
         moved = moved.view(-1, 2, 3, heat.shape[2], height, width).transpose(2, 3)
-        return grids, torch.cat([heat[:, :, :, None], moved], dim=3).flatten(1, 3)
+        features = torch.cat([heat[:, :, :, None], moved], dim=3).flatten(1, 3)
+        return grids, features, _out_of_reach(unit[:, 2:], self.held) if self.held else None
 
     def see(
         self, images: Sequence[Tensor], moved: Callable[[Tensor], Tensor] | None = None
@@ -331,15 +355,16 @@ class FlowPredictor(nn.Module):
         """
         of_head, of_reference, of_driving = (one.held(self.held) for one in (head.regions, reference.regions, driving))
         sources = Regions(*(torch.stack(pair, 1) for pair in zip(of_head, of_reference, strict=True)))
-        grids, features = self._candidates(torch.stack([head.small, reference.small], 1), sources, of_driving)
+        grids, features, lost = self._candidates(torch.stack([head.small, reference.small], 1), sources, of_driving)
         x = self.body(features)
         height, width = x.shape[-2:]
         logits = scores((self.mask_head, self.mask_reference, self.attention), x)
-        shares = logits[:, :-3].unflatten(1, (2, -1)).softmax(2)
+        shares = logits[:, :-3].unflatten(1, (2, -1))
+        shares = (shares if lost is None else shares + lost).softmax(2)
         flows = (shares[..., None] * grids).sum(2)
         if height == width:
             pixels = (flows + 1) * ((width - 1) / 2)
         else:
             across, down = flows.unbind(-1)
             pixels = torch.stack([(across + 1) * ((width - 1) / 2), (down + 1) * ((height - 1) / 2)], dim=-1)
-        return FusionMaps(pixels[:, 0], pixels[:, 1], logits[:, -3:].softmax(1))
+        return FusionMaps(pixels[:, 0], pixels[:, 1], logits[:, -3:].softmax(1), shares)

@@ -147,6 +147,8 @@ def measure_stage(
     stepper = Stepper(job, runtime.cuda_graphs, averaged, fuse=runtime.compile)
     start = params.geometry.bootstrap_steps if stage == "geometry" else 0
     figures = _timed(stepper, start, bench.steps, begin)
+    # What follows may take minutes more (the bootstrap is compiled, too): the first figure need not wait for it.
+    sys.stderr.write(f"{stage}: {figures['ms_per_step']:.2f} ms a step\n")
     memory = _memory_gib(device)
     counted = kernels(partial(stepper.take, start + bench.steps), device)
     bootstrap: dict[str, Any] = {}

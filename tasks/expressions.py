@@ -14,13 +14,10 @@ import pandas as pd
 from torch import Tensor
 
 from tasks.errors import StageError
-from tasks.generated import made_by, missing_videos, read_output, read_pairs, records
 from tasks.labels import HEAD_AND_HAT, LEFT_EYE, LOWER_LIP, MIRRORED_IDS, MOUTH, RIGHT_EYE, UPPER_LIP
 from tasks.parser_network import ParserNetwork
 from tasks.paths import Paths
 from tasks.progress import progress
-from tasks.segment_network import resized
-from tasks.stores import array, open_store
 
 MEASURES = ("mouth", "lips", "eyes")
 """Area of the inner mouth, height of lips and inner mouth (standard deviation of its rows), area of both eyes; the
@@ -54,9 +51,15 @@ def read_expressions(frames: np.ndarray, network: ParserNetwork) -> np.ndarray:
     Returns:
         `(2, T, 3)` float64, in the order of `MEASURES`.
     """
+    from tasks.segment_network import resized
+
     side = network.side(WORK_PX)
-    pictures = np.stack([resized(frame, side) for frame in frames])
-    step = network.batch_frames(side)
+    return read_pictures(np.stack([resized(frame, side) for frame in frames]), network)
+
+
+def read_pictures(pictures: np.ndarray, network: ParserNetwork) -> np.ndarray:
+    """`read_expressions` of squares that have the size at which the network sees them."""
+    step = network.batch_frames(pictures.shape[1])
     found = []
     for mirrored in (False, True):
         views = np.ascontiguousarray(pictures[:, :, ::-1]) if mirrored else pictures
@@ -116,6 +119,9 @@ def check_expressions(paths: Paths, methods: list[str], network: ParserNetwork) 
     Raises:
         StageError: No pair is finished, or a method was not generated.
     """
+    from tasks.generated import made_by, missing_videos, read_output, read_pairs, records
+    from tasks.stores import array, open_store
+
     pairs = read_pairs(paths)
     good = records(pairs[pairs["status"] == "ok"])
     if not good:

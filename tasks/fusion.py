@@ -16,7 +16,7 @@ from models.config import Fusion, Params
 from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork
 from models.geometry import intrinsics
-from models.losses import RandomTransform, equivariance, near_features, part_distance
+from models.losses import RandomTransform, equivariance, near_features, part_distance, part_shares
 from models.motion import Regions
 from models.parser import load_parser
 from models.perceptual import PerceptualLoss
@@ -149,15 +149,20 @@ class FusionLoss:
         losses = {"frame": frame, "equivariance": equal, "face": face}
         if self.config.parts_weight:
             losses["parts"] = self._parts(fused.regions_reference, fused.regions, drawn)
-            total = total + self.config.parts_weight * losses["parts"]
+            losses["shares"] = part_shares(fused.maps.shares, self._known_parts(drawn)[:, -1], self.mean)
+            total = total + self.config.parts_weight * (losses["parts"] + losses["shares"])
         return {**losses, "l1": l1, "copy_l1": copy, "total": total}
 
     def _parts(self, reference: Regions, driving: Regions, drawn: Drawn) -> Tensor:
         """Distance of the first regions of s_ref and s_dri from the parts of the face."""
-        assert self.clips.parts is not None
-        parts = mirrored_parts(self.clips.parts[drawn["clip"], drawn["frame"]], drawn["flip"])
+        parts = self._known_parts(drawn)
         of_reference = part_distance(reference, parts[:, 0], self.mean)
         return (of_reference + part_distance(driving, parts[:, -1], self.mean)) / 2
+
+    def _known_parts(self, drawn: Drawn) -> Tensor:
+        """Where the parts of the face are in a step's frames, `(B, N + 1, P, 5)`."""
+        assert self.clips.parts is not None
+        return mirrored_parts(self.clips.parts[drawn["clip"], drawn["frame"]], drawn["flip"])
 
     def _face(self, image: Tensor, driving: Tensor, drawn: Drawn) -> Tensor:
         """L1 about eyes and mouth of s_dri."""

@@ -47,6 +47,10 @@ class Known(NamedTuple):
     translation_m: Tensor
     depth: Tensor
 
+    def references(self, count: int) -> Known:
+        """Without the last of every `count`, the driving frames."""
+        return Known(*(part.unflatten(0, (-1, count))[:, :-1].flatten(0, 1) for part in self))
+
 
 class GeometryLoss:
     """Eq. 4 on a batch; before and beside it, what landmarks and rendered heads tell about pose and depth."""
@@ -104,28 +108,30 @@ class GeometryLoss:
         known = [self._from_clips(batch, drawn["move"])]
         if self.rendered is not None:
             known.append(self._from_renderer(self.rendered, drawn))
-        heads = torch.cat([part.heads for part in known])
-        (found, logits), depth = self._beside(heads.device, partial(self.pose_of, heads), partial(self.depth_of, heads))
+        count, start = batch.frame.shape[1], phase == "bootstrap"
+        # Eq. 4 asks for the pose of the driving frame and not for its depth.
+        deep = known if start else [known[0].references(count), *known[1:]]
+        heads, shown = (torch.cat([part.heads for part in parts]) for parts in (known, deep))
+        (found, logits), depth = self._beside(heads.device, partial(self.pose_of, heads), partial(self.depth_of, shown))
         total, losses = torch.zeros((), device=heads.device), {}
-        if phase == "eq4":
-            count = batch.frame.shape[1]
-            real = slice(0, len(known[0].heads))
-            losses = self._eq4(known[0], count, depth[real], Pose(*(part[real] for part in found.pose())))
+        if not start:
+            poses, depths = (slice(0, len(parts[0].heads)) for parts in (known, deep))
+            losses = self._eq4(known[0], count, depth[depths], Pose(*(part[poses] for part in found.pose())))
             total = losses["head"] + config.lambda_sym * losses["symmetry"]
             total = total + config.lambda_depth * losses["smoothness"]
         size = [len(part.heads) for part in known]
-        for name, part, d, angles, shift, bins in zip(
+        for name, part, angles, shift, bins, deep_part, d in zip(
             ("", "rendered_"),
             known,
-            depth.split(size),
             found.angles_deg.split(size),
             found.translation_m.split(size),
             logits.split(size) if logits is not None else [None, None],
+            deep,
+            depth.split([len(part.heads) for part in deep]),
             strict=False,
         ):
-            start = phase == "bootstrap"
             pose_loss = self._pose_prior(HeadPose(angles, shift), bins if start else None, part, 0.0 if start else 1.0)
-            depth_loss = self._depth_prior(d, part)
+            depth_loss = self._depth_prior(d, deep_part)
             losses |= {f"{name}pose": pose_loss, f"{name}depth": depth_loss}
             of_pose, of_depth = self._weights(phase, drawn_by_hand=name == "rendered_")
             total = total + of_pose * pose_loss + of_depth * depth_loss
@@ -232,14 +238,22 @@ class GeometryLoss:
         return relief.mean() / 0.005 + level.abs().mean() / 0.05
 
     def _eq4(self, frames: Known, count: int, depth: Tensor, pose: Pose) -> dict[str, Tensor]:
-        """The three terms of Eq. 4: N references to the canonical frame, their mean to the driving pose."""
+        """The three terms of Eq. 4: N references to the canonical frame, their mean to the driving pose.
+
+        Args:
+            frames: References and driving frame of every sample.
+            count: N + 1.
+            depth: Of the references, `(B N, H, W)`.
+            pose: Of all frames.
+        """
 
         def grouped(values: Tensor) -> Tensor:
             return values.view(-1, count, *values.shape[1:])
 
-        heads, masks, depth, rotation, translation = map(grouped, (frames.heads, frames.masks, depth, *pose))
+        heads, masks, rotation, translation = map(grouped, (frames.heads, frames.masks, *pose))
+        depth = depth.unflatten(0, (-1, count - 1))
         of_references = Pose(rotation[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1))
-        warped, warp = warp_references(heads[:, :-1], masks[:, :-1], depth[:, :-1], of_references, self.K)
+        warped, warp = warp_references(heads[:, :-1], masks[:, :-1], depth, of_references, self.K)
         mean = mean_canonical(warped, warp.visibility)
         mean_depth = self.depth_of(mean.image)
         rendered, _ = render_head(mean, mean_depth, Pose(rotation[:, -1], translation[:, -1]), self.K)

@@ -79,7 +79,7 @@ def test_methods_that_cannot_be_generated_are_refused(
 @pytest.mark.parametrize(
     ("fusion", "regions", "parts", "message"),
     [
-        ({"parts_weight": 1.0}, 5, 0, "flow_net.regions of at least 8"),
+        ({"parts_weight": 1.0}, 14, 0, r"parts_weight above 0 needs.*parts\.regions = 8"),
         ({"parts_weight": 1.0}, 14, 3, r"parts\.regions = 3 must be 0 or 8"),
         ({"parts_weight": 0.0}, 14, 8, "nothing else trains them"),
         ({"parts_weight": 1.0}, 8, 8, "must be more than the 8"),

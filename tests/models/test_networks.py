@@ -16,7 +16,7 @@ from models.depth_net import DepthNetwork
 from models.fusion import FusionNetwork, attend_where_seen
 from models.geometry import intrinsics, pose_from_euler
 from models.losses import RandomTransform, depth_smoothness, equivariance, head_reconstruction, symmetry
-from models.motion import FlowPredictor, Regions, candidate_grids
+from models.motion import HELD_REACH, FlowPredictor, Regions, Seen, candidate_grids
 from models.perceptual import PerceptualLoss
 from models.pose_net import PoseNetwork
 from models.warp import normalised_grid
@@ -158,6 +158,41 @@ def test_a_soft_edge_of_the_head_is_no_dark_rim():
     edge = (torch.arange(64.0) / 20 - 1).clamp(0, 1).expand(1, 1, 64, 64)
     out = network(HeadLayer(grey * edge, edge), grey, grey).image
     assert (out - 0.5).abs().max() < 0.01
+
+
+@torch.no_grad()
+def test_held_regions_move_only_what_is_in_their_reach():
+    torch.manual_seed(0)
+    network, wide = FlowPredictor(FLOW).eval(), 0.1
+    for head in (network.mask_head, network.mask_reference):  # by themselves all candidates count the same
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+    centre = torch.tensor([[[-0.5, 0.0], [0.5, 0.0], [0.0, -0.5], [0.0, 0.5]]])
+    regions = Regions(centre, wide * torch.eye(2).expand(1, 4, 2, 2))
+    seen = [Seen(torch.rand(1, 3, 32, 32), Regions(centre + 0.2, regions.frame)) for _ in range(2)]
+    shares = network.mix(seen[0], seen[1], regions).shares
+    torch.testing.assert_close(shares.sum(2), torch.ones(1, 2, 32, 32))
+    away = (normalised_grid(32, 32, centre)[0] - centre[0, :, None, None]).norm(dim=-1) / wide
+    for k in range(4):
+        of = shares[0, :, 1 + k]
+        assert (of[:, away[k] < HELD_REACH] > 0.19).all()
+        beyond = of[:, away[k] > HELD_REACH + 3]
+        assert (beyond < 1e-4).all() if k < PARTS.regions else (beyond > 0.19).all()
+
+
+@torch.no_grad()
+def test_a_novel_view_shows_the_turned_head_as_it_is():
+    """Whatever Phi says: the head is at the pose that was asked for and must not be moved once more."""
+    torch.manual_seed(0)
+    network = FusionNetwork(NET, FLOW).eval()
+    torch.nn.init.zeros_(network.decoder.out.weight)  # the decoder corrects nothing
+    torch.nn.init.zeros_(network.decoder.out.bias)  # type: ignore[arg-type]
+    head, reference = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    layer = HeadLayer(head, torch.ones(1, 1, 64, 64))
+    mixed, alone = (network(layer, reference, head, head_first=first).image for first in (False, True))
+    known = head.clamp(0.01, 0.99)
+    torch.testing.assert_close(alone, known, atol=1e-4, rtol=0)
+    assert (mixed - known).abs().mean() > 0.05
 
 
 def test_a_shifted_region_shifts_the_grid():

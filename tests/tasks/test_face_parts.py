@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 
 from models.config_rules import FACE_PARTS
-from models.losses import part_distance
-from models.motion import Regions, regions_from_heat
+from models.losses import part_distance, part_shares
+from models.motion import Regions, heat_maps, regions_from_heat
 from tasks.face_parts import PARTS, mirrored_parts, part_moments
 from tasks.labels import LEFT_EYE, LOWER_LIP, MIRRORED_IDS, MOUTH, RIGHT_EYE, SKIN, UPPER_LIP
 
@@ -116,3 +119,62 @@ def test_a_step_down_the_distance_moves_a_region_towards_its_part() -> None:
         part_distance(found(), parts).backward()
         optimiser.step()
     assert float(part_distance(found(), parts).detach()) < 0.2 * first
+
+
+def eye_alone() -> torch.Tensor:
+    """A face of which only an eye is known, `(1, P, 5)`."""
+    parts = part_moments(drawn_face())
+    alone = torch.full_like(parts, torch.nan)
+    alone[:, EYE] = parts[:, EYE]
+    return alone
+
+
+def shared(own: torch.Tensor) -> torch.Tensor:
+    """Shares of both flows `(1, 2, K + 1, 32, 32)`: the eye's region has `own`, the background's motion the rest."""
+    shares = torch.zeros(1, 2, 1 + len(PARTS) + 3, 32, 32)
+    shares[:, :, 1 + EYE] = own
+    shares[:, :, 0] = 1 - own
+    return shares
+
+
+@pytest.mark.parametrize(("own", "cost"), [((1.0, 1.0), 0.0), ((0.5, 0.5), 1.0), ((1.0, 0.5), 0.5), ((0.25, 0.5), 1.5)])
+def test_the_cost_of_shares_is_their_cross_entropy_in_both_flows(own: tuple[float, float], cost: float) -> None:
+    found = part_shares(shared(torch.tensor(own)[:, None, None]), eye_alone())
+    assert float(found) == pytest.approx(cost * math.log(2), abs=1e-4)
+
+
+def test_only_what_lies_about_a_part_must_move_with_it() -> None:
+    parts = eye_alone()
+    region = regions_like(parts)
+    near = heat_maps(Regions(region.centre[:, EYE : EYE + 1], region.frame[:, EYE : EYE + 1]), 32, 32)[0, 0] > 0.1
+    assert 4 < near.sum() < 60
+    about, elsewhere = near.float(), 1 - near.float()
+    assert part_shares(shared(about), parts) < 0.2 * part_shares(shared(elsewhere), parts)
+
+
+def test_unknown_parts_ask_for_nothing() -> None:
+    shares = shared(torch.tensor(0.3)).requires_grad_()
+    lost = part_shares(shares, torch.full((1, len(PARTS), 5), torch.nan))
+    lost.backward()
+    assert lost == 0
+    assert shares.grad is not None
+    assert (shares.grad == 0).all()
+
+
+def test_where_two_parts_overlap_their_regions_share() -> None:
+    """Of all constant shares of mouth and lower lip, the best is the mean of what the Gaussians say there."""
+    parts = part_moments(drawn_face(8))
+    alone = torch.full_like(parts, torch.nan)
+    alone[:, [MOUTH_PART, LOWER]] = parts[:, [MOUTH_PART, LOWER]]
+
+    def cost(lower: float) -> float:
+        shares = torch.zeros(1, 2, 1 + len(PARTS), 32, 32)
+        shares[:, :, 1 + LOWER], shares[:, :, 1 + MOUTH_PART] = lower, 1 - lower
+        return float(part_shares(shares, alone))
+
+    region = regions_like(alone, 1)
+    mouth, lip = heat_maps(region, 32, 32)[0, [MOUTH_PART, LOWER]]
+    weight = torch.maximum(mouth, lip)
+    best = float((weight * lip / (mouth + lip).clamp(min=1e-6)).sum() / weight.sum())
+    assert 0.1 < best < 0.9
+    assert cost(best) < min(cost(best - 0.05), cost(best + 0.05))

@@ -9,7 +9,7 @@ from models.geometry import intrinsics
 from models.landmark_pose import smoothed
 from models.pose_net import HeadPose
 from models.warp import sample, warp_canonical_from_frame
-from tasks.clip_data import draw, step_generator
+from tasks.clip_data import draw, gather, step_generator
 from tasks.geometry import build_networks
 from tasks.geometry_loss import GeometryLoss
 from tasks.rendered_heads import RenderedHeads, as_clips, render_heads
@@ -78,6 +78,34 @@ def test_a_step_of_both_sources_has_their_losses_and_every_network_learns(loss: 
             gradients = [value.grad for value in network.parameters()]
             assert all(grad is not None and torch.isfinite(grad).all() for grad in gradients)
             network.zero_grad()
+
+
+def test_eq_4_asks_for_the_depth_of_references_and_not_of_driving_frames(
+    loss: GeometryLoss, monkeypatch: pytest.MonkeyPatch
+):
+    shown: list[torch.Tensor] = []
+    real = loss.depth_of
+
+    def watched(heads: torch.Tensor) -> torch.Tensor:
+        shown.append(heads)
+        return real(heads)
+
+    monkeypatch.setattr(loss, "depth_of", watched)
+    train, start = loss.config.train, loss.config.bootstrap_steps
+    for step, each in ((0, train.references + 1), (start, train.references)):
+        shown.clear()
+        drawn = loss.draw(step)
+        losses = loss(loss.phase(step), drawn)
+        count = train.batch_videos * each
+        assert len(shown[0]) == count + len(drawn["rendered"])
+        # in the order of the batch: a sample's references, then its driving frame
+        whole = loss._from_clips(gather(loss.clips, drawn), drawn["move"])
+        heads = whole.heads.unflatten(0, (train.batch_videos, -1))[:, :each]
+        torch.testing.assert_close(shown[0][:count].view_as(heads), heads)
+    # what is known of the depth is compared with the same frames
+    wrong = real(shown[0])[:count]
+    known = whole.references(train.references + 1)
+    torch.testing.assert_close(losses["depth"], loss._depth_prior(wrong, known), rtol=0.1, atol=0.0)
 
 
 def test_two_devices_have_the_losses_of_one_where_poses_are_unknown(

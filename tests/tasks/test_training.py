@@ -58,9 +58,9 @@ def settings(**more: Any) -> Params:
     )
 
 
-def held_to_parts(params: Params, apart: bool = True, **more: Any) -> Params:
-    """The same, Phi's regions held to parts of the face but for two; with a predictor of their own or not."""
-    parts = PartNet(regions=len(PARTS) if apart else 0, scale=1.0, width=2, blocks=2)
+def held_to_parts(params: Params, **more: Any) -> Params:
+    """The same, Phi's regions held to parts of the face but for two."""
+    parts = PartNet(regions=len(PARTS), scale=1.0, width=2, blocks=2)
     net = params.fusion.flow_net.model_copy(update={"regions": len(PARTS) + 2, "parts": parts})
     fusion = params.fusion.model_copy(update={"parts_weight": 1.0, "flow_net": net, **more})
     return params.model_copy(update={"fusion": fusion})
@@ -150,8 +150,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
 
 @pytest.mark.usefixtures("fusion_kept")
-@pytest.mark.parametrize("apart", [False, True])
-def test_the_fusion_is_held_to_the_parts_of_the_stored_labels(trained: Paths, apart: bool):
+def test_the_fusion_is_held_to_the_parts_of_the_stored_labels(trained: Paths):
     whole = weights(trained, "fusion")
     curve = trained.metrics / "fusion_loss.csv"
     labels = array(open_store(trained.masks), "labels")
@@ -160,16 +159,17 @@ def test_the_fusion_is_held_to_the_parts_of_the_stored_labels(trained: Paths, ap
     for place, row in enumerate(rows):
         expected = part_moments(torch.from_numpy(np.asarray(labels[int(row)])))
         torch.testing.assert_close(parts[place], expected, equal_nan=True)
-    alone = 2 if apart else 0
-    fusion.run(held_to_parts(settings(), apart, parts_steps=alone), trained, "held")
+    alone = 2
+    fusion.run(held_to_parts(settings(), parts_steps=alone), trained, "held")
     losses = pd.read_csv(curve)
     assert weights(trained, "fusion") != whole
     before, after = losses[losses["step"] <= alone], losses[losses["step"] > alone]
     assert (len(before), len(after)) == (alone, 4 - alone)
     assert "frame" not in before or before["frame"].isna().all()  # at first only the labels teach
     assert ((before["total"] - before["parts"]).abs() < 1e-3).all()
-    assert (after["total"] >= after["frame"] + after["parts"] - 1e-3).all()
+    assert (after["total"] >= after["frame"] + after["parts"] + after["shares"] - 1e-3).all()
     assert (losses["parts"] > 0).all()
+    assert (after["shares"] > 0).all()
 
 
 @pytest.mark.usefixtures("fusion_kept")
