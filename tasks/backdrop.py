@@ -72,7 +72,8 @@ def draw_views(model: Head3D, subject: Subject, behind: Tensor, pose: HeadPose) 
     Source: our choice in place of Sec. 3.4's x_hat_dri as driving frame. Phi gets the turned head on the backdrop as
     s_dri; where the head's centre moves away (`MOVED_SHARE`), that picture takes s_ref's place, too. Mean absolute
     error on rendered views of six test people of the demo (64 px): 0.0187 to 0.0174 at 15 degrees of yaw, 0.0239 to
-    0.0234 at 30, 0.0318 to 0.0182 at 0.02 m to the side, 0.0564 to 0.0242 at 0.06 m (before the rim was cut).
+    0.0234 at 30, 0.0318 to 0.0182 at 0.02 m to the side, 0.0564 to 0.0242 at 0.06 m (before the rim was
+    cut, and while Phi still moved the head).
 
     Args:
         model: The trained model.

@@ -63,7 +63,7 @@ def pack(data: Path, file: Path, preset: Path, split: Path | None) -> None:
     table = pd.read_parquet(paths.clip_table)
     if split is not None:  # columns `clip` (the video's file name) and `split`
         sides = pd.read_csv(split).set_index("clip")["split"]
-        table["split"] = [sides[Path(source).name] for source in table["source"]]
+        table["split"] = [sides[Path(str(source)).name] for source in table["source"]]
     used = table[table["clip"].isin(masks.index)]
     used = used[(used["split"] == "test") | (used["clip"].map(flagged) == "")]
     clips, parsed = (zarr.open_group(where, mode="r") for where in (paths.clips, paths.masks))
@@ -242,7 +242,7 @@ def judge(model: Head3D, clips: ClipSet) -> tuple[dict[str, Any], np.ndarray, di
     inside, outside = (sums[:, 0] / sums[:, 1]).tolist()
     figures: dict[str, Any] = {"ratio": ours / copied, "median": float(np.median(ratios))}
     figures |= {"inside": inside, "outside": outside}
-    for measure, part in pd.DataFrame(rows).groupby("measure"):
+    for measure, part in pd.DataFrame(rows, columns=["measure", "correlation", "ratio"]).groupby("measure"):
         error = part["correlation"].std() / math.sqrt(len(part))
         figures[str(measure)] = [
             round(float(v), 3) for v in (part["correlation"].mean(), error, part["ratio"].median())
