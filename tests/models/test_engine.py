@@ -19,7 +19,7 @@ from models.per_frame import fold_batch_norms
 from models.pose_net import HeadPose
 from tests.models.test_frozen import as_cudnn, as_cudnn_add
 from tests.tasks.factory import head_clip
-from tests.tasks.test_training import settings
+from tests.tasks.test_training import held_to_parts, settings
 from tests.tasks.untrained import untrained_model
 
 SIZE, COUNT = 48, 7
@@ -49,7 +49,7 @@ def lively(network: nn.Module) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> Head3D:
-    made = untrained_model(settings())
+    made = untrained_model(held_to_parts(settings()))
     with torch.no_grad():
         for network in (made.pose, made.fusion, made.canonical):
             lively(network.requires_grad_(False))

@@ -15,7 +15,7 @@ from tasks import export_model as exporting
 from tasks.errors import StageError
 from tasks.export_model import difference, export_model, export_state, paths_of
 from tasks.trained import load_model
-from tests.tasks.test_training import settings
+from tests.tasks.test_training import held_to_parts, settings
 from tests.tasks.untrained import write_checkpoints
 from tests.tasks.videos import face
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoints(tmp_path_factory.mktemp("model") / "checkpoints", settings())
+    return write_checkpoints(tmp_path_factory.mktemp("model") / "checkpoints", held_to_parts(settings()))
 
 
 def pictures() -> tuple[torch.Tensor, torch.Tensor]:
