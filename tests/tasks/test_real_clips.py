@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,3 +54,10 @@ def test_packed_clips_are_trained_on_and_judged(
     assert 0 < figures["ratio"] < 100
     assert (tmp_path / "one.png").stat().st_size > 1000
     assert list(pd.read_pickle(tmp_path / "one.pkl")) == ["p0"]
+
+
+def test_it_needs_no_library_of_stores_or_videos():
+    blocked = (
+        "import sys; sys.modules.update(dict.fromkeys(['zarr', 'cv2', 'decord', 'av', 'dvc', 'prefect', 'lpips']))"
+    )
+    subprocess.run([sys.executable, "-c", f"{blocked}; import tests.tasks.real_clips"], check=True)
