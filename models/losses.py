@@ -86,6 +86,13 @@ def known_mean(total: Tensor, known: Tensor) -> Tensor:
     return total / known.clamp(min=1)
 
 
+def _as_regions(parts: Tensor) -> tuple[Tensor, Regions]:
+    """Which of `parts (B, P, 5)` are known, `(B, P)` bool, and all as regions; unknown ones are points."""
+    known = torch.isfinite(parts).all(-1)
+    parts = torch.nan_to_num(parts)
+    return known, Regions(parts[..., :2], matrix_sqrt(torch.stack([parts[..., 2:4], parts[..., 3:5]], -2)))
+
+
 @full_precision
 def part_distance(regions: Regions, parts: Tensor, mean: Callable[[Tensor, Tensor], Tensor] = known_mean) -> Tensor:
     """How far the first regions are from parts of the face that are known.
@@ -102,12 +109,10 @@ def part_distance(regions: Regions, parts: Tensor, mean: Callable[[Tensor, Tenso
     Returns:
         Scalar, the mean over known parts.
     """
-    known = torch.isfinite(parts).all(-1)
-    parts = torch.nan_to_num(parts)
+    known, wanted = _as_regions(parts)
     count = parts.shape[1]
-    away = (regions.centre[:, :count] - parts[..., :2]).abs().mean(-1) / 0.02
-    extent = matrix_sqrt(torch.stack([parts[..., 2:4], parts[..., 3:5]], -2))
-    off = (regions.frame[:, :count] - extent).abs().mean((-1, -2)) / 0.005
+    away = (regions.centre[:, :count] - wanted.centre).abs().mean(-1) / 0.02
+    off = (regions.frame[:, :count] - wanted.frame).abs().mean((-1, -2)) / 0.005
     return mean(((away + off) * known).sum(), known.sum())
 
 
@@ -127,10 +132,8 @@ def part_shares(shares: Tensor, parts: Tensor, mean: Callable[[Tensor, Tensor], 
         Scalar, the mean over the pixels of known parts, as the parts' Gaussians weigh them; where these overlap, the
         regions share.
     """
-    known = torch.isfinite(parts).all(-1)
-    parts = torch.nan_to_num(parts)
-    extent = matrix_sqrt(torch.stack([parts[..., 2:4], parts[..., 3:5]], -2))
-    near = heat_maps(Regions(parts[..., :2], extent), *shares.shape[-2:]) * known[..., None, None]
+    known, regions = _as_regions(parts)
+    near = heat_maps(regions, *shares.shape[-2:]) * known[..., None, None]
     weight = near.amax(1, keepdim=True)
     wanted = weight * near / near.sum(1, keepdim=True).clamp(min=1e-6)
     lost = wanted[:, None] * shares[:, :, 1 : 1 + parts.shape[1]].clamp(min=1e-6).log()
