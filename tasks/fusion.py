@@ -132,7 +132,7 @@ class FusionLoss:
             with mixed(driving.device, self.config.train.precision):
                 # x_hat_dri is looked at for the batch norms' sake: they shall see what they see later
                 _, of_reference, of_driving = self.fusion.flow.find_parts((head.image, reference, driving))
-            parts = self._parts(of_reference, of_driving, drawn)
+            parts = self._parts(of_reference, of_driving, self._known_parts(drawn))
             return {"parts": parts, "total": self.config.parts_weight * parts}
         transform = RandomTransform(drawn["transform"])
         with mixed(driving.device, self.config.train.precision):
@@ -148,14 +148,14 @@ class FusionLoss:
         total = frame + self.config.equivariance_weight * equal + self.config.face_weight * face
         losses = {"frame": frame, "equivariance": equal, "face": face}
         if self.config.parts_weight:
-            losses["parts"] = self._parts(fused.regions_reference, fused.regions, drawn)
-            losses["shares"] = part_shares(fused.maps.shares, self._known_parts(drawn)[:, -1], self.mean)
+            known = self._known_parts(drawn)
+            losses["parts"] = self._parts(fused.regions_reference, fused.regions, known)
+            losses["shares"] = part_shares(fused.maps.shares, known[:, -1], self.mean)
             total = total + self.config.parts_weight * (losses["parts"] + losses["shares"])
         return {**losses, "l1": l1, "copy_l1": copy, "total": total}
 
-    def _parts(self, reference: Regions, driving: Regions, drawn: Drawn) -> Tensor:
+    def _parts(self, reference: Regions, driving: Regions, parts: Tensor) -> Tensor:
         """Distance of the first regions of s_ref and s_dri from the parts of the face."""
-        parts = self._known_parts(drawn)
         of_reference = part_distance(reference, parts[:, 0], self.mean)
         return (of_reference + part_distance(driving, parts[:, -1], self.mean)) / 2
 

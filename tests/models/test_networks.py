@@ -123,6 +123,15 @@ def test_a_turned_head_moves_and_leaves_black():
     assert abs(image[0, 0, 32, 50].item() - 0.7) < 1e-3
 
 
+def uncorrected() -> FusionNetwork:
+    """A fusion network whose decoder corrects nothing."""
+    torch.manual_seed(0)
+    network = FusionNetwork(NET, FLOW).eval()
+    torch.nn.init.zeros_(network.decoder.out.weight)
+    torch.nn.init.zeros_(network.decoder.out.bias)  # type: ignore[arg-type]
+    return network
+
+
 def test_attention_sums_to_one_and_every_part_learns():
     torch.manual_seed(0)
     network = FusionNetwork(NET, FLOW)
@@ -150,10 +159,7 @@ def test_attention_does_not_rest_on_the_black_around_the_head():
 @torch.no_grad()
 def test_a_soft_edge_of_the_head_is_no_dark_rim():
     """Head and reference are of one grey; wherever the head's edge fades, the output must be of that grey, too."""
-    torch.manual_seed(0)
-    network = FusionNetwork(NET, FLOW).eval()
-    torch.nn.init.zeros_(network.decoder.out.weight)  # the decoder corrects nothing
-    torch.nn.init.zeros_(network.decoder.out.bias)  # type: ignore[arg-type]
+    network = uncorrected()
     grey = torch.full((1, 3, 64, 64), 0.5)
     edge = (torch.arange(64.0) / 20 - 1).clamp(0, 1).expand(1, 1, 64, 64)
     out = network(HeadLayer(grey * edge, edge), grey, grey).image
@@ -183,10 +189,7 @@ def test_held_regions_move_only_what_is_in_their_reach():
 @torch.no_grad()
 def test_a_novel_view_shows_the_turned_head_as_it_is():
     """Whatever Phi says: the head is at the pose that was asked for and must not be moved once more."""
-    torch.manual_seed(0)
-    network = FusionNetwork(NET, FLOW).eval()
-    torch.nn.init.zeros_(network.decoder.out.weight)  # the decoder corrects nothing
-    torch.nn.init.zeros_(network.decoder.out.bias)  # type: ignore[arg-type]
+    network = uncorrected()
     head, reference = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
     layer = HeadLayer(head, torch.ones(1, 1, 64, 64))
     mixed, alone = (network(layer, reference, head, head_first=first).image for first in (False, True))

@@ -103,9 +103,9 @@ def test_eq_4_asks_for_the_depth_of_references_and_not_of_driving_frames(
         heads = whole.heads.unflatten(0, (train.batch_videos, -1))[:, :each]
         torch.testing.assert_close(shown[0][:count].view_as(heads), heads)
     # what is known of the depth is compared with the same frames
-    wrong = real(shown[0])[:count]
+    depth = real(shown[0])[:count]
     known = whole.references(train.references + 1)
-    torch.testing.assert_close(losses["depth"], loss._depth_prior(wrong, known), rtol=0.1, atol=0.0)
+    torch.testing.assert_close(losses["depth"], loss._depth_prior(depth, known), rtol=1e-4, atol=0.0)
 
 
 def test_two_devices_have_the_losses_of_one_where_poses_are_unknown(
