@@ -125,19 +125,19 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Omega_H and Omega_F: features at a quarter of the size to an image.
+    """Omega_H and Omega_F: features at a quarter of the size to an image (Omega_H: with opacity and depth).
 
     At every size, `merge` may mix what the decoder has with something else: stage 3 does that by Eq. 7, where the
     decoder's own feature is e_dec.
     """
 
-    def __init__(self, config: CoderNet) -> None:
+    def __init__(self, config: CoderNet, channels: int = 3) -> None:
         super().__init__()
         w = config.width
         self.residual = nn.Sequential(*(ResidualBlock(4 * w) for _ in range(config.residual_blocks)))
         self.ups = nn.ModuleList([conv_block(4 * w, 2 * w, 3), conv_block(2 * w, w, 3)])
         self.larger: nn.Module = NearestX2()
-        self.out = ReflectConv2d(w, 3, 7)
+        self.out = ReflectConv2d(w, channels, 7)
         # Both stages add the logits to an image that is known: training starts from that image as it is.
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ class ImageDecoder(nn.Module):
             merge: (feature, level) to feature; level 2 is a quarter of the size, 0 the full size.
 
         Returns:
-            Logits of the image, `(B, 3, H, W)`; their sigmoid is in [0, 1].
+            Logits of the image, `(B, channels, H, W)`; their sigmoid is in [0, 1].
         """
         x = merge(self.residual(feature), 2)
         for level, up in zip((1, 0), self.ups, strict=True):

@@ -30,14 +30,12 @@ class Subject(NamedTuple):
     """What is computed once per subject.
 
     Attributes:
-        head: x_hat^c (or x_bar^c for the ablation), one row.
-        depth: d^c, `(1, H, W)`, metres.
+        head: x_hat^c (or x_bar^c for the ablation) and d^c, one row.
         reference: s_ref, `(1, 3, H, W)`.
         reference_pose: Pose of s_ref.
     """
 
     head: CanonicalHead
-    depth: Tensor
     reference: Tensor
     reference_pose: HeadPose
 
@@ -98,10 +96,10 @@ class Head3D:
         K = intrinsics(images.shape[-2], images.shape[-1], self.camera.fov_deg, device=images.device)
         pose, depth = self.pose(heads), self.depth(heads)
         warped, warp = warp_references(heads[None], masks[None], depth[None], pose.pose(), K)
-        head = mean_canonical(warped, warp.visibility) if use_mean else self.canonical(heads[None], warped, warp)
+        head = mean_canonical(warped, warp) if use_mean else self.canonical(heads[None], warped, warp)
         one = slice(reference, reference + 1)
         own = HeadPose(pose.angles_deg[one], pose.translation_m[one])
-        return Subject(head, self.depth(head.image), images[one], own)
+        return Subject(head, images[one], own)
 
     @torch.no_grad()
     def drive(self, subject: Subject, images: Tensor, masks: Tensor, first: HeadPose | None = None) -> Output:
@@ -145,8 +143,7 @@ class Head3D:
         batch = len(pose.angles_deg)
         height, width = subject.reference.shape[-2:]
         K = intrinsics(height, width, self.camera.fov_deg, device=subject.reference.device)
-        many = CanonicalHead(*(part.expand(batch, -1, -1, -1) for part in subject.head))
-        head = render_layer(many, subject.depth.expand(batch, -1, -1), pose.pose(), K)
+        head = render_layer(subject.head.repeated(batch), pose.pose(), K)
         reference = subject.reference.expand(batch, -1, -1, -1)
         fused = self.fusion(head, reference, head.image if driving is None else driving)
         return Output(fused.image, head.image, fused.maps)

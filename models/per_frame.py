@@ -104,7 +104,7 @@ class PerFrame(nn.Module):
         )
         # They are sampled in float32, whatever they were computed in: once here, not in every frame.
         features = (to_be_sampled(feature) for feature in look.features)
-        known = (*subject.head, subject.depth, subject.reference, look.small, *look.regions, *features)
+        known = (*subject.head, subject.reference, look.small, *look.regions, *features)
         return SubjectState._make((*known, *offset))
 
     def forward(self, driving: Tensor, mask: Tensor, state: SubjectState) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,9 +131,8 @@ class PerFrame(nn.Module):
         angles = (seen.angles_deg + state.offset_deg).clamp(-self.limit_deg, self.limit_deg)
         shift = (seen.translation_m + state.offset_m).clamp(-self.reach_m, self.reach_m)
         if self.fusion.with_head:
-            many = CanonicalHead(*(part.expand(batch, -1, -1, -1) for part in state[:2]))
-            depth = state.canonical_depth.expand(batch, -1, -1)
-            head = render_layer(many, depth, HeadPose(angles, shift).pose(), self.K)
+            known = CanonicalHead._make(state[:3])
+            head = render_layer(known.repeated(batch), HeadPose(angles, shift).pose(), self.K)
         else:
             head = HeadLayer(driving, mask)  # is not looked at
         return self.fusion.fuse(head, state.look().repeat(batch), driving).image, angles, shift

@@ -62,7 +62,7 @@ def without_rim(head: CanonicalHead) -> CanonicalHead:
     """
     reach = round(RIM_SHARE * head.mask.shape[-1])
     kept = -F.max_pool2d(-head.mask, 2 * reach + 1, stride=1, padding=reach)
-    return CanonicalHead(head.image * (kept / head.mask.clamp(min=1e-2)), kept)
+    return CanonicalHead(head.image * (kept / head.mask.clamp(min=1e-2)), kept, head.depth)
 
 
 @torch.no_grad()
@@ -86,9 +86,7 @@ def draw_views(model: Head3D, subject: Subject, behind: Tensor, pose: HeadPose) 
     """
     batch, (height, width) = len(pose.angles_deg), subject.reference.shape[-2:]
     K = intrinsics(height, width, model.camera.fov_deg, device=subject.reference.device)
-    many = CanonicalHead(*(part.expand(batch, -1, -1, -1) for part in without_rim(subject.head)))
-    depth = subject.depth.expand(batch, -1, -1)
-    head = render_layer(many, depth, pose.pose(), K)
+    head = render_layer(without_rim(subject.head).repeated(batch), pose.pose(), K)
     composite = behind * (1 - head.alpha) + head.image
     shift = (pose.translation_m - subject.reference_pose.translation_m)[:, :2] * K[0, 0] / width
     first, last = MOVED_SHARE

@@ -24,7 +24,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import ClipsOnGpu, Optim, Params, load_params
-from models.depth_net import DepthNetwork
 from tasks.canonical import build_networks as build_canonical
 from tasks.canonical import canonical_job
 from tasks.clip_data import ClipSet
@@ -183,12 +182,12 @@ def make_job(params: Params, stage: str, clips: ClipSet) -> Training:
     if stage == "geometry":
         geometry = params.geometry
         return geometry_job(geometry, build_geometry(geometry, device), clips, params.runtime.workers, {})
-    depth = DepthNetwork(params.geometry.depth_net, params.geometry.camera).to(device).requires_grad_(False).eval()
+    camera = params.geometry.camera
     canonical = build_canonical(params.canonical, device)
     if stage == "canonical":
-        return canonical_job(params.canonical, canonical["canonical"], depth, clips)  # type: ignore[arg-type]
+        return canonical_job(params.canonical, canonical["canonical"], camera, clips)  # type: ignore[arg-type]
     canonical["canonical"].requires_grad_(False).eval()
-    return fusion_job(params.fusion, build_fusion(params.fusion, device), canonical, depth, clips, {})
+    return fusion_job(params.fusion, build_fusion(params.fusion, device), canonical, camera, clips, {})
 
 
 def synthetic_clips(params: Params, config: Optim, size_px: int, device: torch.device) -> ClipSet:

@@ -8,9 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.canonical import RecurrentCanonical, mean_canonical, render_head, warp_references
-from models.config import Canonical, Params
-from models.depth_net import DepthNetwork
+from models.canonical import (
+    CanonicalHead,
+    RecurrentCanonical,
+    mean_canonical,
+    render_head,
+    render_layer,
+    warp_references,
+)
+from models.config import Camera, Canonical, Params
 from models.geometry import Pose, intrinsics
 from models.losses import head_reconstruction
 from models.pose_net import HeadPose
@@ -44,14 +50,6 @@ def build_networks(config: Canonical, device: torch.device) -> dict[str, torch.n
     return {"canonical": placed(RecurrentCanonical(config.net), device)}
 
 
-def load_depth_network(params: Params, paths: Paths, device: torch.device) -> DepthNetwork:
-    """F_D as stage 1 left it: frozen, in eval mode."""
-    network = placed(DepthNetwork(params.geometry.depth_net, params.geometry.camera), device)
-    load_weights(paths.checkpoint("geometry"), {"depth": network})
-    network.requires_grad_(False)
-    return network.eval()
-
-
 class WarpedBatch(NamedTuple):
     """A step's batch with its references in the canonical frame.
 
@@ -78,12 +76,20 @@ def warped_batch(clips: ClipSet, drawn: Drawn, K: Tensor) -> WarpedBatch:
     return WarpedBatch(batch, warped, warp, driving)
 
 
-class CanonicalLoss:
-    """Eq. 6 on a batch."""
+BLACK_SHARE = 0.3
+"""Of the samples that Eq. 6 sees on black; the others on a colour of their own."""
 
-    def __init__(self, config: Canonical, network: RecurrentCanonical, depth: DepthNetwork, clips: ClipSet) -> None:
-        self.config, self.network, self.depth, self.clips = config, network, depth, clips
-        self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=clips.device)
+
+class CanonicalLoss:
+    """Eq. 6 on a batch.
+
+    Our choice: most samples are compared on a random colour instead of black. On black, a head that is transparent at
+    its rim and one that is painted black there are alike, and Omega_H painted: stage 3 laid dark rims over frames.
+    """
+
+    def __init__(self, config: Canonical, network: RecurrentCanonical, camera: Camera, clips: ClipSet) -> None:
+        self.config, self.network, self.clips = config, network, clips
+        self.K = intrinsics(clips.size_px, clips.size_px, camera.fov_deg, device=clips.device)
 
     def phase(self, step: int) -> str:
         """All steps are alike."""
@@ -91,30 +97,43 @@ class CanonicalLoss:
         return "eq6"
 
     def draw(self, step: int) -> Drawn:
-        """A batch."""
-        return draw(self.clips, self.config.train, step_generator(self.config.train, step))
+        """A batch, and the colours behind its heads."""
+        generator = step_generator(self.config.train, step)
+        drawn = draw(self.clips, self.config.train, generator)
+        batch = self.config.train.batch_videos
+        coloured = torch.rand(batch, 1, 1, 1, generator=generator) >= BLACK_SHARE
+        drawn["ground"] = torch.rand(batch, 3, 1, 1, generator=generator) * coloured
+        return drawn
+
+    def canonical(self, drawn: Drawn) -> tuple[WarpedBatch, CanonicalHead, CanonicalHead]:
+        """A step's batch, its x_hat^c and its x_bar^c."""
+        warped = warped_batch(self.clips, drawn, self.K)
+        with mixed(self.clips.device, self.config.train.precision):
+            recurrent = self.network(warped.batch.heads[:, :-1], warped.warped, warped.warp)
+        with torch.no_grad():
+            return warped, recurrent, mean_canonical(warped.warped, warped.warp)
 
     def heads(self, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
-        """x_hat_dri, x_bar_dri (the mean head at the same pose) and x_dri of a step's batch."""
-        batch, warped, warp, driving = warped_batch(self.clips, drawn, self.K)
-        heads = batch.heads
-        with mixed(heads.device, self.config.train.precision):
-            recurrent = self.network(heads[:, :-1], warped, warp)
-            depth = self.depth(recurrent.image)
-        rendered, _ = render_head(recurrent, depth, driving, self.K)
-        with torch.no_grad():
-            mean = mean_canonical(warped, warp.visibility)
-            with mixed(heads.device, self.config.train.precision):
-                depth = self.depth(mean.image)
-            rendered_mean, _ = render_head(mean, depth, driving, self.K)
-        return rendered, rendered_mean, heads[:, -1]
+        """x_hat_dri, x_bar_dri (the mean head at the same pose) and x_dri of a step's batch, on black."""
+        warped, recurrent, mean = self.canonical(drawn)
+        rendered, rendered_mean = (render_head(head, warped.driving, self.K)[0] for head in (recurrent, mean))
+        return rendered, rendered_mean, warped.batch.heads[:, -1]
 
     def __call__(self, phase: str, drawn: Drawn) -> dict[str, Tensor]:
         """`head` is Eq. 6; `mean_head`, the same error of x_bar^c, is only watched."""
         del phase
-        rendered, rendered_mean, target = self.heads(drawn)
-        head = head_reconstruction(rendered, target).mean()
-        return {"head": head, "mean_head": head_reconstruction(rendered_mean, target).mean(), "total": head}
+        warped, recurrent, mean = self.canonical(drawn)
+        ground = drawn["ground"]
+        target = warped.batch.heads[:, -1] + (1 - warped.batch.masks[:, -1]) * ground
+
+        def error(head: CanonicalHead) -> Tensor:
+            layer = render_layer(head, warped.driving, self.K)
+            return head_reconstruction(layer.image + (1 - layer.alpha) * ground, target).mean()
+
+        head = error(recurrent)
+        with torch.no_grad():
+            of_mean = error(mean)
+        return {"head": head, "mean_head": of_mean, "total": head}
 
 
 @torch.no_grad()
@@ -137,16 +156,16 @@ def compare_heads(loss: CanonicalLoss, batches: int) -> dict[str, float]:
     return {"head_l1": ours, "head_l1_mean_canonical": mean, "gain_percent": 100 * (1 - ours / max(mean, 1e-9))}
 
 
-def canonical_job(config: Canonical, network: RecurrentCanonical, depth: DepthNetwork, clips: ClipSet) -> Training:
+def canonical_job(config: Canonical, network: RecurrentCanonical, camera: Camera, clips: ClipSet) -> Training:
     """Stage 2's training, ready to run.
 
     Args:
         config: The section `canonical`.
         network: E_H, Lambda and Omega_H.
-        depth: F_D, frozen.
+        camera: That of stage 1.
         clips: The training clips, with geometry.
     """
-    losses = CanonicalLoss(config, network, depth, clips)
+    losses = CanonicalLoss(config, network, camera, clips)
     return Training(
         "canonical",
         {"canonical": network},
@@ -170,9 +189,8 @@ def train_canonical(params: Params, paths: Paths, fingerprint: str, device: torc
     networks = build_networks(config, device)
     network = networks["canonical"]
     assert isinstance(network, RecurrentCanonical)
-    depth = load_depth_network(params, paths, device)
     clips = load_clips(paths, "train", device, True, params.quality, params.runtime.clips_on_gpu)
-    job = canonical_job(config, network, depth, clips)
+    job = canonical_job(config, network, params.geometry.camera, clips)
     return train(job, paths.checkpoint("canonical"), fingerprint, params.runtime)
 
 
@@ -195,7 +213,6 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     networks = build_networks(config, device)
     network = networks["canonical"]
     assert isinstance(network, RecurrentCanonical)
-    depth = load_depth_network(params, paths, device)
     summary: dict[str, Any] = {"device": str(device), **left_out(paths, params.quality)}
     if not is_finished(folder, fingerprint):
         summary.update(on_devices(train_canonical, params.runtime, params, paths, fingerprint))
@@ -204,5 +221,5 @@ def run(params: Params, paths: Paths, fingerprint: str) -> dict[str, Any]:
     network.eval()
     split = "test" if (usable_clips(paths)["split"] == "test").any() else None
     clips = load_clips(paths, split, device, with_geometry=True, on_gpu=params.runtime.clips_on_gpu)
-    summary.update(compare_heads(CanonicalLoss(config, network, depth, clips), batches=8))
+    summary.update(compare_heads(CanonicalLoss(config, network, params.geometry.camera, clips), batches=8))
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in summary.items()}

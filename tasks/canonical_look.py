@@ -20,11 +20,10 @@ def look_at_canonical(loss: CanonicalLoss) -> Look:
     batch, warped, warp, driving = warped_batch(loss.clips, drawn, loss.K)
     with mixed(batch.images.device, loss.config.train.precision):
         head = loss.network(batch.heads[:, :-1], warped, warp)
-        depth = loss.depth(head.image)
-    rendered, _ = render_head(head, depth, driving, loss.K)
+    rendered, _ = render_head(head, driving, loss.K)
     images = {
         "reference": batch.images[:, 0],
-        "mean canonical head": mean_canonical(warped, warp.visibility).image,
+        "mean canonical head": mean_canonical(warped, warp).image,
         "canonical head": head.image,
         "in the driving pose": rendered,
         "driving head": batch.heads[:, -1],

@@ -54,7 +54,7 @@ class HeadSurface(NamedTuple):
 def head_surface(subject: Subject, fov_deg: float) -> HeadSurface:
     """Turn x_hat^c, its mask and d^c into a surface.
 
-    Source: our choice. d^c = F_D(x_hat^c), as in training and rendering; d K^-1 q with K of Eq. 2 gives the points.
+    Source: our choice. d^c K^-1 q with K of Eq. 2 gives the points.
 
     Args:
         subject: From `Head3D.subject`.
@@ -66,7 +66,7 @@ def head_surface(subject: Subject, fov_deg: float) -> HeadSurface:
     Raises:
         StageError: Next to nothing is left.
     """
-    image, mask = (part[0].cpu().numpy().transpose(1, 2, 0) for part in subject.head)
+    image, mask = (part[0].cpu().numpy().transpose(1, 2, 0) for part in subject.head[:2])
     mask = mask[..., 0]
     inside = mask > INSIDE
     if not inside.any():
@@ -77,7 +77,7 @@ def head_surface(subject: Subject, fov_deg: float) -> HeadSurface:
     rgb = (np.clip(colours[tuple(nearest)], 0, 1) * 255).round().astype(np.uint8)
     height, width = inside.shape
     K = intrinsics(height, width, fov_deg, dtype=torch.float64)
-    points = back_project(subject.depth.cpu().double(), K)[0].numpy()
+    points = back_project(subject.head.depth.cpu().double(), K)[0].numpy()
     points = points * [1, -1, -1] + [0, 0, NOMINAL_DISTANCE_M]
     triangles = main_piece(surface_triangles(points, inside))
     if len(triangles) < LEAST_TRIANGLES:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from models.canonical import HeadLayer, RecurrentCanonical, render_layer
-from models.config import Fusion, Params
-from models.depth_net import DepthNetwork
+from models.config import Camera, Fusion, Params
 from models.fusion import FusionNetwork
 from models.geometry import intrinsics
 from models.losses import RandomTransform, equivariance, near_features, part_distance, part_shares
@@ -24,7 +23,7 @@ from models.pose_net import HeadPose
 from models.precision import mixed, store_short
 from models.pretrained import load_registered
 from tasks.canonical import build_networks as build_canonical
-from tasks.canonical import load_depth_network, warped_batch
+from tasks.canonical import warped_batch
 from tasks.checkpoint_folder import is_finished, load_weights, write_losses
 from tasks.clip_data import ClipSet, Drawn, batch_pose, draw, gather, left_out, load_clips, step_generator
 from tasks.device import choose_device, placed
@@ -64,23 +63,21 @@ def parameter_groups(network: FusionNetwork) -> list[dict[str, Any]]:
 class FusionLoss:
     """Eq. 8 on a batch: perceptual pyramid and equivariance, and what is said about eyes and mouth."""
 
-    def __init__(
-        self, config: Fusion, networks: dict[str, torch.nn.Module], depth: DepthNetwork, clips: ClipSet
-    ) -> None:
+    def __init__(self, config: Fusion, networks: dict[str, torch.nn.Module], camera: Camera, clips: ClipSet) -> None:
         fusion, canonical = networks["fusion"], networks["canonical"]
         assert isinstance(fusion, FusionNetwork)
         assert isinstance(canonical, RecurrentCanonical)
-        self.config, self.fusion, self.canonical, self.depth, self.clips = config, fusion, canonical, depth, clips
+        self.config, self.fusion, self.canonical, self.clips = config, fusion, canonical, clips
         self.bank: HeadBank | None = None
         self.mean = batch_mean()
         device = clips.device
-        self.K = intrinsics(clips.size_px, clips.size_px, depth.camera.fov_deg, device=device)
+        self.K = intrinsics(clips.size_px, clips.size_px, camera.fov_deg, device=device)
         weights = load_registered("vgg19") if config.perceptual.backbone == "vgg19" else None
         parser = load_parser(EMBEDDED_FILE) if config.perceptual.backbone == "head_parser" else None
         self.perceptual = placed(PerceptualLoss(config.perceptual, weights, parser), device)
         store_short(self.perceptual, config.train.precision)
         if config.heads_per_clip and fusion.with_head:
-            self.bank = make_heads(clips, config.train, config.heads_per_clip, canonical, depth, self.K)
+            self.bank = make_heads(clips, config.train, config.heads_per_clip, canonical, self.K)
 
     def phase(self, step: int) -> str:
         """First what Phi's held regions are told by the labels alone, then Eq. 8."""
@@ -114,16 +111,15 @@ class FusionLoss:
             return HeadLayer(images[:, 0], torch.ones_like(images[:, 0, :1])), images[:, 0], images[:, -1]
         if self.bank is not None:
             frames = gather(self.clips, drawn)
-            known, known_depth = self.bank.take(drawn, frames.recolour)
+            known = self.bank.take(drawn, frames.recolour)
             angles, translation = batch_pose(self.clips, frames)
             pose = HeadPose(angles[:, -1], translation[:, -1]).pose()
-            layer = render_layer(known, known_depth, pose, self.K)
+            layer = render_layer(known, pose, self.K)
             return layer, frames.images[:, 0], frames.images[:, -1]
         batch, warped, warp, driving = warped_batch(self.clips, drawn, self.K)
         with mixed(self.clips.device, self.config.train.precision):
             head = self.canonical(batch.heads[:, :-1], warped, warp)
-            depth = self.depth(head.image)
-        return render_layer(head, depth, driving, self.K), batch.images[:, 0], batch.images[:, -1]
+        return render_layer(head, driving, self.K), batch.images[:, 0], batch.images[:, -1]
 
     def __call__(self, phase: str, drawn: Drawn) -> dict[str, Tensor]:
         """`frame` is L_rec, `copy_l1` (s_ref in place of the output) and `l1` are only watched."""
@@ -177,7 +173,7 @@ def fusion_job(
     config: Fusion,
     networks: dict[str, torch.nn.Module],
     canonical: dict[str, torch.nn.Module],
-    depth: DepthNetwork,
+    camera: Camera,
     clips: ClipSet,
     settings: Mapping[str, Any],
 ) -> Training:
@@ -187,7 +183,7 @@ def fusion_job(
         config: The section `fusion`.
         networks: From `build_networks`.
         canonical: Stage 2, frozen.
-        depth: F_D, frozen.
+        camera: That of stage 1.
         clips: The training clips, with geometry.
         settings: What is stored beside the weights.
     """
@@ -196,7 +192,7 @@ def fusion_job(
     steps = config.train.steps if network.with_head else config.without_head_steps
     drop = config.train.lr_drop_step * steps / config.train.steps  # at the same share of a longer or shorter training
     groups = parameter_groups(network)
-    losses = FusionLoss(config, {**networks, **canonical}, depth, clips)
+    losses = FusionLoss(config, {**networks, **canonical}, camera, clips)
     return Training(
         "fusion" if network.with_head else "fusion without head",
         networks,
@@ -227,7 +223,6 @@ def train_fusion(
     load_weights(paths.checkpoint("canonical"), canonical)
     canonical["canonical"].requires_grad_(False).eval()
     networks = build_networks(config, device, with_head)
-    depth = load_depth_network(params, paths, device)
     clips = load_clips(paths, "train", device, True, params.quality, params.runtime.clips_on_gpu)
     if config.parts_weight:
         clips.parts = read_parts(paths, clips.table["row"].to_numpy(), device)
@@ -237,7 +232,7 @@ def train_fusion(
         "crop": params.crop.model_dump(),
         "parse": params.parse.model_dump(),
     }
-    job = fusion_job(config, networks, canonical, depth, clips, settings)
+    job = fusion_job(config, networks, canonical, params.geometry.camera, clips, settings)
     return train(job, _folder(paths, with_head), fingerprint, params.runtime)
 
 

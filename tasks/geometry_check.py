@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.canonical import CanonicalHead, mean_canonical, render_head, warp_references
+from models.canonical import mean_canonical, render_head, warp_references
 from models.config import Params
-from models.depth_net import DepthNetwork
 from models.geometry import intrinsics
-from tasks.checkpoint_folder import load_weights
 from tasks.clip_data import ClipSet, load_clips, usable_clips
 from tasks.frames import spread_frames
 from tasks.paths import Paths
@@ -44,14 +42,13 @@ def pose_agreement(clips: ClipSet, params: Params) -> dict[str, float]:
 
 
 @torch.no_grad()
-def head_error(clips: ClipSet, params: Params, network: DepthNetwork) -> dict[str, float]:
+def head_error(clips: ClipSet, params: Params) -> dict[str, float]:
     """L1 of the mean canonical head turned to driving frames, and of a reference's head copied there instead
     (the mean over the references). References and driving frames alternate over a whole video.
 
     Args:
         clips: Clips with geometry.
         params: N and the camera.
-        network: F_D, trained.
 
     Returns:
         `head_l1`, `head_l1_copy` and their ratio.
@@ -67,11 +64,9 @@ def head_error(clips: ClipSet, params: Params, network: DepthNetwork) -> dict[st
         warped, warp = warp_references(
             heads[None], masks[None], clips.depths(*references)[None], clips.poses(*references), K
         )
-        mean = mean_canonical(warped, warp.visibility)
-        depth = network(mean.image)
+        mean = mean_canonical(warped, warp)
         target, _ = clips.heads(*driving)
-        many = CanonicalHead(*(part.expand(len(target), -1, -1, -1) for part in mean))
-        rendered, _ = render_head(many, depth.expand(len(target), -1, -1), clips.poses(*driving), K)
+        rendered, _ = render_head(mean.repeated(len(target)), clips.poses(*driving), K)
         warped_error.append(float((rendered - target).abs().mean()))
         copied_error.append(float((heads[:, None] - target[None]).abs().mean()))
     head, copy = float(np.mean(warped_error)), float(np.mean(copied_error))
@@ -82,7 +77,4 @@ def check_stage1(params: Params, paths: Paths, device: torch.device) -> dict[str
     """The figures of stage 1 on the test clips (on all clips if no person is kept for testing)."""
     split = "test" if (usable_clips(paths)["split"] == "test").any() else None
     clips = load_clips(paths, split, device, with_geometry=True, on_gpu=params.runtime.clips_on_gpu)
-    network = DepthNetwork(params.geometry.depth_net, params.geometry.camera).to(device)
-    load_weights(paths.checkpoint("geometry"), {"depth": network})
-    network.eval()
-    return {**pose_agreement(clips, params), **head_error(clips, params, network)}
+    return {**pose_agreement(clips, params), **head_error(clips, params)}

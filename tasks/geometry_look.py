@@ -30,9 +30,8 @@ def look_at_geometry(loss: GeometryLoss) -> Look:
     rotation, translation = map(grouped, found.pose())
     references = Pose(rotation[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1))
     warped, warp = warp_references(heads[:, :-1], masks[:, :-1], grouped(depth)[:, :-1], references, loss.K)
-    mean = mean_canonical(warped, warp.visibility)
-    mean_depth = loss.depth_of(mean.image)
-    rendered, _ = render_head(mean, mean_depth, Pose(rotation[:, -1], translation[:, -1]), loss.K)
+    mean = mean_canonical(warped, warp)
+    rendered, _ = render_head(mean, Pose(rotation[:, -1], translation[:, -1]), loss.K)
     labels, _ = batch.mirrored_pose(batch.of(loss.angles), batch.of(loss.translation))
     spread, true_spread = yaw_spread_deg(grouped(found.angles_deg)[..., 0], labels[..., 0])
     camera = loss.config.camera
@@ -40,7 +39,7 @@ def look_at_geometry(loss: GeometryLoss) -> Look:
         "reference": batch.images[:, 0],
         "its head": heads[:, 0],
         "mean canonical head": mean.image,
-        "its depth (near is bright)": _depth_picture(mean_depth, camera.depth_min_m, camera.depth_max_m),
+        "its depth (near is bright)": _depth_picture(mean.depth, camera.depth_min_m, camera.depth_max_m),
         "in the driving pose": rendered,
         "driving head": heads[:, -1],
     }

@@ -254,11 +254,10 @@ class GeometryLoss:
         depth = depth.unflatten(0, (-1, count - 1))
         of_references = Pose(rotation[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1))
         warped, warp = warp_references(heads[:, :-1], masks[:, :-1], depth, of_references, self.K)
-        mean = mean_canonical(warped, warp.visibility)
-        mean_depth = self.depth_of(mean.image)
-        rendered, _ = render_head(mean, mean_depth, Pose(rotation[:, -1], translation[:, -1]), self.K)
+        mean = mean_canonical(warped, warp)
+        rendered, _ = render_head(mean, Pose(rotation[:, -1], translation[:, -1]), self.K)
         return {
             "head": head_reconstruction(rendered, heads[:, -1]).mean(),
             "symmetry": symmetry(mean.image).mean(),
-            "smoothness": depth_smoothness(mean_depth, mean.image).mean(),
+            "smoothness": depth_smoothness(mean.depth, mean.image).mean(),
         }

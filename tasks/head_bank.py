@@ -9,7 +9,6 @@ from torch import Tensor
 
 from models.canonical import CanonicalHead, RecurrentCanonical, warp_references
 from models.config import Optim
-from models.depth_net import DepthNetwork
 from models.precision import mixed
 from tasks.clip_data import ClipSet, Drawn, Recolour, draw_frames, draw_looks
 from tasks.progress import progress
@@ -73,8 +72,8 @@ class HeadBank:
         values, where = getattr(self, name), drawn["head"]
         return values[where.to(values.device).unbind(1)].to(where.device)
 
-    def take(self, drawn: Drawn, recolour: Recolour) -> tuple[CanonicalHead, Tensor]:
-        """Heads and their depth `(B, H, W)`, coloured and mirrored like the frames beside them.
+    def take(self, drawn: Drawn, recolour: Recolour) -> CanonicalHead:
+        """Heads, coloured and mirrored like the frames beside them.
 
         Args:
             drawn: From `draw`, on the device; of streamed heads with what `rows` names.
@@ -88,7 +87,7 @@ class HeadBank:
         image, mask, depth = (
             torch.where(flip[:, None, None, None], values.flip(-1), values) for values in (image, mask, depth)
         )
-        return CanonicalHead(image, mask), depth[:, 0]
+        return CanonicalHead(image, mask, depth[:, 0])
 
 
 @torch.no_grad()
@@ -97,7 +96,6 @@ def make_heads(
     config: Optim,
     variants: int,
     canonical: RecurrentCanonical,
-    depth: DepthNetwork,
     K: Tensor,
 ) -> HeadBank:
     """Make the canonical heads of all training clips, of seeded references.
@@ -107,7 +105,6 @@ def make_heads(
         config: N, seed and precision of stage 3.
         variants: M.
         canonical: Stage 2, frozen.
-        depth: F_D, frozen.
         K: `(3, 3)`.
 
     Returns:
@@ -139,8 +136,8 @@ def make_heads(
             warped, warp = warp_references(heads, masks, depths, poses, K)
             with mixed(device, config.precision):
                 made = canonical(heads, warped, warp)
-                deep[index] = depth(made.image)
-            image[index], mask[index] = ((part.float() * 255).round().byte() for part in made)
+            image[index], mask[index] = ((part.float() * 255).round().byte() for part in made[:2])
+            deep[index] = made.depth
     space.filled()
     clip, frame = (torch.stack(part) for part in zip(*chosen, strict=True))
     return HeadBank(image, mask, deep, clip, frame, space.streamed)

@@ -12,7 +12,7 @@ import trimesh
 from PIL import Image
 from trimesh.exchange.gltf import export_glb
 
-from models.canonical import CanonicalHead, render_layer
+from models.canonical import render_layer
 from models.config import Camera, Params
 from models.geometry import intrinsics
 from models.head3d import Head3D, Subject
@@ -142,9 +142,8 @@ def _turned(subject: Subject, model: Head3D) -> np.ndarray:
     angles[:, 0] = subject.reference.new_tensor(TURNS_DEG)
     pose = HeadPose(angles, subject.reference.new_zeros(count, 3))
     K = intrinsics(height, width, model.camera.fov_deg, device=subject.reference.device)
-    many = CanonicalHead(*(part.expand(count, -1, -1, -1) for part in subject.head))
     with torch.no_grad():
-        layer = render_layer(many, subject.depth.expand(count, -1, -1), pose.pose(), K)
+        layer = render_layer(subject.head.repeated(count), pose.pose(), K)
     frames = to_uint8(layer.image + (1 - layer.alpha) * (GREY / 255))
     frames = frames[(slice(None), *square_about(layer.alpha.amax(dim=(0, 1)).cpu().numpy() > SEEN))]
     return np.concatenate([shrink(frame) for frame in frames], axis=1)

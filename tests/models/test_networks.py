@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.canonical import CanonicalHead, HeadLayer, mean_canonical, render_head
+from models.canonical import CanonicalHead, HeadLayer, render_head
 from models.coder import ConvLSTM, ImageDecoder, ImageEncoder, reflect_pad
 from models.config import Camera, CoderNet, DepthNet, FlowNet, PartNet, Perceptual, PoseNet
 from models.depth_net import DepthNetwork
@@ -98,26 +98,16 @@ def test_coder_keeps_the_size():
     assert output.max() <= 1
 
 
-def test_mean_head_is_as_bright_as_what_one_reference_saw():
-    warped = torch.zeros(1, 2, 3, 4, 4)
-    visibility = torch.zeros(2, 1, 4, 4)
-    warped[0, 0, :, :2], visibility[0, :, :2] = 0.8, 1.0
-    head = mean_canonical(warped, visibility)
-    assert torch.allclose(head.image[0, :, :2], torch.tensor(0.8))
-    assert (head.image[0, :, 2:] == 0).all()
-    assert (head.mask[0, :, 2:] == 0).all()
-
-
 def test_a_turned_head_moves_and_leaves_black():
     size = 64
     K = intrinsics(size, size, 10.0)
     mask = torch.zeros(1, 1, size, size)
     mask[:, :, 16:48, 16:48] = 1
-    head = CanonicalHead(mask.expand(-1, 3, -1, -1) * 0.7, mask)
+    head = CanonicalHead(mask.expand(-1, 3, -1, -1) * 0.7, mask, torch.ones(1, size, size))
     shift = pose_from_euler(
         torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.tensor([[8 / K[0, 0].item(), 0.0, 0.0]])
     )
-    image, seen = render_head(head, torch.ones(1, size, size), shift, K)
+    image, seen = render_head(head, shift, K)
     assert image[0, 0, 32, 20].item() == 0
     assert seen[0, 0, 32, 20].item() == 0
     assert abs(image[0, 0, 32, 50].item() - 0.7) < 1e-3

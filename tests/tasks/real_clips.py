@@ -167,11 +167,11 @@ def base(file: Path, state: Path, params: Params, seconds: float, device: torch.
     figures = fit(geometry_job(params.geometry, geometry, train, 8, {}), 0.0)
     for clips in (train, test):
         add_geometry(clips, geometry)
-    figures |= {**pose_agreement(test, params), **head_error(test, params, geometry["depth"])}  # type: ignore[arg-type]
-    canonical, depth = build_canonical(params.canonical, device)["canonical"], geometry["depth"]
-    job = canonical_job(params.canonical, canonical, depth, train)  # type: ignore[arg-type]
+    figures |= {**pose_agreement(test, params), **head_error(test, params)}
+    canonical, camera = build_canonical(params.canonical, device)["canonical"], params.geometry.camera
+    job = canonical_job(params.canonical, canonical, camera, train)  # type: ignore[arg-type]
     figures |= fit(job, params.canonical.lr, seconds)
-    figures |= compare_heads(CanonicalLoss(params.canonical, canonical, depth, test), 8)  # type: ignore[arg-type]
+    figures |= compare_heads(CanonicalLoss(params.canonical, canonical, camera, test), 8)  # type: ignore[arg-type]
     networks = {name: one.state_dict() for name, one in {**geometry, "canonical": canonical}.items()}
     torch.save({"networks": networks, "params": params.model_dump()}, state)
     return figures
@@ -193,7 +193,7 @@ def fuse(
     fusion = build_fusion(params.fusion, device)
     canonical = {"canonical": networks["canonical"]}
     figures = fit(
-        fusion_job(params.fusion, fusion, canonical, networks["depth"], train, {}),  # type: ignore[arg-type]
+        fusion_job(params.fusion, fusion, canonical, params.geometry.camera, train, {}),
         params.fusion.lr,
         seconds,
     )

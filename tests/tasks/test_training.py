@@ -193,10 +193,9 @@ def test_two_devices_have_the_losses_of_one_where_parts_and_landmarks_are_unknow
     clips.parts = read_parts(trained, clips.table["row"].to_numpy(), CPU)
     networks = fusion.build_networks(params.fusion, CPU)
     stage_2 = canonical.build_networks(params.canonical, CPU)
-    depth = canonical.load_depth_network(params, trained, CPU)
     for network in (*networks.values(), *stage_2.values()):
         network.eval()  # on the CPU, batch norms see their own share
-    loss = fusion.FusionLoss(params.fusion, {**networks, **stage_2}, depth, clips)
+    loss = fusion.FusionLoss(params.fusion, {**networks, **stage_2}, params.geometry.camera, clips)
     drawn = loss.draw(0)
     clip, frame = drawn["clip"][0], drawn["frame"][0]  # of the first process
     clips.parts[clip, frame, 2:] = torch.nan
