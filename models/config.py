@@ -268,6 +268,7 @@ class Fusion(Section):
     parts_steps: NonNegative  # before Eq. 8 these steps train only where those regions are
     parts_weight: NonNegativeFloat  # flow_net.parts is held to eyes, brows, nose and lips, and moves them
     equivariance_weight: NonNegativeFloat
+    attention_weight: NonNegativeFloat  # holds the attention's logits together, so that no map is given up for good
     heads_per_clip: NonNegative  # canonical heads made beforehand, each of other references; 0: made in every step
     train: Optim
     lr: PositiveFloat

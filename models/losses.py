@@ -140,6 +140,21 @@ def part_shares(shares: Tensor, parts: Tensor, mean: Callable[[Tensor, Tensor], 
     return mean(-lost.sum() / 2, weight.sum())
 
 
+def unevenness(logits: Tensor) -> Tensor:
+    """How far a softmax is from the middle, where it can still learn: squared logits about their mean.
+
+    Source: our choice. A share of nearly 0 has nearly no gradient; Omega_F, whose features count by a_dec, was given
+    up in one of two trainings, and what a head uncovers was not painted any more (`.readme/results.md`, stage 3).
+
+    Args:
+        logits: `(B, C, h, w)`.
+
+    Returns:
+        Scalar.
+    """
+    return (logits - logits.mean(1, keepdim=True)).square().mean()
+
+
 def _relative_difference(a: Tensor, b: Tensor) -> Tensor:
     """|a - b| of covariances, relative to the size of both: relative to one, a region that is a point in one image and
     large in the other costs thousands."""

@@ -57,12 +57,14 @@ class FusionMaps(NamedTuple):
         pixels_reference: The same in s_ref.
         attention: a_head, a_ref, a_dec, `(B, 3, h, w)`; they sum to 1.
         shares: Of the candidate motions in each flow, `(B, 2, K + 1, h, w)`, the background's first; they sum to 1.
+        logits: What Phi gives the attention's softmax, `(B, 3, h, w)`.
     """
 
     pixels_head: Tensor
     pixels_reference: Tensor
     attention: Tensor
     shares: Tensor
+    logits: Tensor
 
 
 HELD_REACH = 3.0
@@ -367,4 +369,5 @@ class FlowPredictor(nn.Module):
         else:
             across, down = flows.unbind(-1)
             pixels = torch.stack([(across + 1) * ((width - 1) / 2), (down + 1) * ((height - 1) / 2)], dim=-1)
-        return FusionMaps(pixels[:, 0], pixels[:, 1], logits[:, -3:].softmax(1), shares)
+        attention = logits[:, -3:]
+        return FusionMaps(pixels[:, 0], pixels[:, 1], attention.softmax(1), shares, attention)

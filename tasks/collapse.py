@@ -21,6 +21,8 @@ LEAST_RELIEF_MM, LEAST_YAW_SHARE, LEAST_TRUE_YAW_DEG = 3.0, 0.2, 2.0
 landmarks' spread of yaw, a collapsed one 0.12 (design section 8). Videos that hardly turn tell nothing."""
 LEAST_HEAD_SHARE = 0.02
 SATURATED, SATURATED_SHARE = 0.99, 0.99
+LEAST_DECODER_SHARE = 0.005
+"""Of the attention on average: a decoder that is used has 0.05 to 0.1, one that was given up had 0.0002."""
 LEAST_CHANGE = 0.001
 """A quarter of a grey level: what a decoder that has learned nothing changes."""
 
@@ -63,9 +65,11 @@ def attention_figures(attention: Tensor) -> dict[str, float]:
         attention: a_head, a_ref, a_dec, `(B, 3, h, w)`; they sum to 1.
 
     Returns:
-        `saturated_share`, of the pixels where one and the same map is nearly 1, for the map that has most of them.
+        `saturated_share`, of the pixels where one and the same map is nearly 1, for the map that has most of them;
+        `decoder_share`, a_dec on average.
     """
-    return {"saturated_share": float((attention > SATURATED).float().mean((0, 2, 3)).max())}
+    saturated = float((attention > SATURATED).float().mean((0, 2, 3)).max())
+    return {"saturated_share": saturated, "decoder_share": float(attention[:, 2].mean())}
 
 
 def dangers(health: Mapping[str, float]) -> list[Danger]:
@@ -106,6 +110,13 @@ def dangers(health: Mapping[str, float]) -> list[Danger]:
     if health.get("saturated_share", 0.0) > SATURATED_SHARE:
         text = "attention is saturated: one of the three maps is 1 everywhere; lower fusion.lr or set fusion.train"
         found.append(Danger("saturated_share", f"{text}.clip_norm"))
+    else:
+        look(
+            "decoder_share",
+            LEAST_DECODER_SHARE,
+            f"the decoder was given up: a_dec is below {LEAST_DECODER_SHARE:g} on average, so that nothing paints what "
+            "the head uncovers; raise fusion.attention_weight",
+        )
     look(
         "decoder_change",
         LEAST_CHANGE,

@@ -15,7 +15,7 @@ from models.canonical import HeadLayer, RecurrentCanonical, render_layer
 from models.config import Camera, Fusion, Params
 from models.fusion import FusionNetwork
 from models.geometry import intrinsics
-from models.losses import RandomTransform, equivariance, near_features, part_distance, part_shares
+from models.losses import RandomTransform, equivariance, near_features, part_distance, part_shares, unevenness
 from models.motion import Regions
 from models.parser import load_parser
 from models.perceptual import PerceptualLoss
@@ -143,6 +143,9 @@ class FusionLoss:
         face = self._face(seen, driving, drawn)
         total = frame + self.config.equivariance_weight * equal + self.config.face_weight * face
         losses = {"frame": frame, "equivariance": equal, "face": face}
+        if self.config.attention_weight:
+            losses["unevenness"] = unevenness(fused.maps.logits)
+            total = total + self.config.attention_weight * losses["unevenness"]
         if self.config.parts_weight:
             known = self._known_parts(drawn)
             losses["parts"] = self._parts(fused.regions_reference, fused.regions, known)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from flows.preset_files import write_preset
 from tests.flows.toy import Project, make_copy
@@ -36,14 +37,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The whole pipeline, run once with `dvc repro` on the preset `tiny` and committed. Copy it before changing it."""
-    project = make_copy(tmp_path_factory.mktemp("tiny") / "project")
+    """The whole pipeline, run once with `dvc repro` on the preset `tiny` and committed. Copy it before changing it.
+
+    pytest-xdist's processes share the run, which takes minutes; each has its own copy, because DVC locks a project.
+    """
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    shared = tmp_path_factory.getbasetemp().parent if several else tmp_path_factory.mktemp("all")
+    made = shared / "tiny"
+    with FileLock(shared / "tiny.lock"):
+        if not (made / "repro.log").exists():
+            _run_tiny(made)
+    own = tmp_path_factory.mktemp("tiny")
+    shutil.copytree(made, own, symlinks=True, dirs_exist_ok=True)
+    return Project(own / "project")
+
+
+def _run_tiny(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was stopped
+    folder.mkdir()
+    project = make_copy(folder / "project")
     write_preset("tiny", project.root / "params.yaml")
     project.git("add", ".")
     project.git("commit", "-q", "-m", "tiny")
     output = project.dvc("repro")
-    (project.root.parent / "repro.log").write_text(output, encoding="utf-8")
-    return project
+    (folder / "repro.log").write_text(output, encoding="utf-8")
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_an_empty_canonical_head_is_named(params: Params, clips: ClipSet):
         ([0.0, 0.0, 0.0], []),
         ([0.0, 30.0, 0.0], ["saturated_share"]),
         ([0.0, 0.0, 30.0], ["saturated_share"]),
-        ([0.0, 0.0, -30.0], []),
+        ([0.0, 0.0, -30.0], ["decoder_share"]),
     ],
 )
 def test_saturated_attention_is_named(params: Params, clips: ClipSet, scores: list[float], expected: list[str]):
@@ -112,6 +112,23 @@ def test_saturated_attention_is_named(params: Params, clips: ClipSet, scores: li
     torch.nn.init.normal_(job.modules["fusion"].decoder.out.weight, std=1.0)  # type: ignore[union-attr, arg-type]
     constant(job.modules["fusion"].flow.attention, scores)  # type: ignore[union-attr, arg-type]
     assert found(job) == expected
+
+
+def test_attention_weight_pulls_back_a_map_that_was_given_up(params: Params, clips: ClipSet):
+    """One step by the gradient alone: with the weight, the decoder's logit rises; without, it hardly moves."""
+    moved = {}
+    for weight in (0.0, 0.01):
+        fusion = params.fusion.model_copy(update={"attention_weight": weight})
+        job = make_job(params.model_copy(update={"fusion": fusion}), "fusion", clips)
+        layer = job.modules["fusion"].flow.attention  # type: ignore[union-attr]
+        constant(layer, [0.0, 0.0, -15.0])  # type: ignore[arg-type]
+        losses = job.losses("eq8", job.losses.draw(0))
+        losses["total"].backward()
+        moved[weight] = -float(layer.bias.grad[2])  # type: ignore[union-attr, index]
+        if weight:
+            assert losses["unevenness"].item() == pytest.approx((2 * 5.0**2 + 10.0**2) / 3)
+    assert abs(moved[0.0]) < 1e-3
+    assert moved[0.01] == pytest.approx(0.01 * 2 * 10 / 3, rel=0.05)
 
 
 def test_figures_by_hand():
@@ -123,7 +140,7 @@ def test_figures_by_hand():
     spread, known = yaw_spread_deg(torch.tensor([1.0, 3.0, 90.0]), torch.tensor([-2.0, 2.0, float("nan")]))
     assert [spread, known] == pytest.approx([2**0.5, 8**0.5])
     attention = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).T.reshape(1, 3, 1, 2)
-    assert attention_figures(attention) == {"saturated_share": 0.5}
+    assert attention_figures(attention) == {"saturated_share": 0.5, "decoder_share": 0.0}
 
 
 class Flat:
