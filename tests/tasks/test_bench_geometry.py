@@ -99,7 +99,9 @@ def test_it_trains_on_rendered_people_and_judges_others(monkeypatch: pytest.Monk
         return draw(first_person, people, *rest)
 
     monkeypatch.setattr(bench, "render_heads", noted)
-    params = make_params(geometry={"bootstrap_steps": 2, "train": {"batch_videos": 1, "references": 2}})
+    params = make_params(
+        geometry={"bootstrap_steps": 2, "rendered_people": 2, "train": {"batch_videos": 1, "references": 2}}
+    )
     config = bench.with_steps(params.geometry, 3)
     bars = bench.bench_training(Rendered(2, 1, 4, 1), SIZE_PX, config, params.runtime, "cpu")
     assert asked == [(0, 2), (bench.FIRST_UNSEEN, 1)]
