@@ -2,7 +2,7 @@
 on a machine that has a GPU, torch, pandas and Pillow, but none of the stores' and videos' libraries.
 
 python -m tests.tasks.real_clips pack data clips.pkl --split manifest.csv     # after `dvc repro parse`
-python -m tests.tasks.real_clips base clips.pkl base.pt                       # stages 1 and 2
+python -m tests.tasks.real_clips base clips.pkl base.pt --compile             # stages 1 and 2
 python -m tests.tasks.real_clips fuse clips.pkl base.pt local fusion.train.clip_norm=0.0   # stage 3, and judged
 """
 
@@ -126,10 +126,13 @@ def changed(params: Params, settings: Iterable[str]) -> Params:
     return build(Params, values)
 
 
-def fit(job: Training, lr: float, seconds: float = 0.0) -> dict[str, float]:
-    """Train for `seconds`, the rate a tenth in the last quarter; 0: for the job's steps. The averaged weights stay."""
+def fit(job: Training, lr: float, seconds: float = 0.0, fuse: bool = False) -> dict[str, float]:
+    """Train for `seconds`, the rate a tenth in the last quarter; 0: for the job's steps. The averaged weights stay.
+
+    With `fuse` the losses are compiled first, which takes a minute or two and counts as training.
+    """
     averaged = {name: value.clone() for name, value in trained_values(job).items()} if job.average else {}
-    stepper, begin, step, share = Stepper(job, record=True, averaged=averaged), time.monotonic(), 0, 0.0
+    stepper, begin, step, share = Stepper(job, record=True, averaged=averaged, fuse=fuse), time.monotonic(), 0, 0.0
     if seconds:
         job.rates = lambda _: [lr * (0.1 if share >= LR_DROP else 1.0)] * len(job.optimiser.param_groups)
     while share < 1:
@@ -160,8 +163,8 @@ def add_geometry(clips: ClipSet, networks: dict[str, torch.nn.Module]) -> None:
     clips.depth = depth.half()
 
 
-def base(file: Path, state: Path, params: Params, seconds: float, device: torch.device) -> dict[str, float]:
-    """Stages 1 (its steps) and 2 (`seconds`), kept in `state`."""
+def base(file: Path, state: Path, params: Params, seconds: float, device: torch.device, fuse: bool) -> dict[str, float]:
+    """Stages 1 (its steps) and 2 (`seconds`; 0: its steps; compiled with `fuse`), kept in `state`."""
     train, test = (unpack(file, split, device) for split in ("train", "test"))
     geometry = build_geometry(params.geometry, device)
     figures = fit(geometry_job(params.geometry, geometry, train, 8, {}), 0.0)
@@ -170,7 +173,7 @@ def base(file: Path, state: Path, params: Params, seconds: float, device: torch.
     figures |= {**pose_agreement(test, params), **head_error(test, params)}
     canonical, camera = build_canonical(params.canonical, device)["canonical"], params.geometry.camera
     job = canonical_job(params.canonical, canonical, camera, train)  # type: ignore[arg-type]
-    figures |= fit(job, params.canonical.lr, seconds)
+    figures |= fit(job, params.canonical.lr, seconds, fuse)
     figures |= compare_heads(CanonicalLoss(params.canonical, canonical, camera, test), 8)  # type: ignore[arg-type]
     networks = {name: one.state_dict() for name, one in {**geometry, "canonical": canonical}.items()}
     torch.save({"networks": networks, "params": params.model_dump()}, state)
@@ -220,6 +223,7 @@ def judge(model: Head3D, clips: ClipSet) -> tuple[dict[str, Any], np.ndarray, di
     """
     parser = load_network("embedded", str(clips.device), False)
     sums, ratios, rows, sheet, frames = torch.zeros(2, 2), [], [], [], {}
+    decoder: list[float] = []
     for number, (subject, driving, reference) in enumerate(pairs(clips)):
         order = np.random.default_rng([0, reference]).permutation(clips.frames.shape[1])
         index = torch.tensor([reference, *order[order != reference][:4].tolist()])
@@ -227,6 +231,7 @@ def judge(model: Head3D, clips: ClipSet) -> tuple[dict[str, Any], np.ndarray, di
         truth, masks = clips.images(driving), clips.head[driving].float()
         made = model.drive(who, truth, masks)
         errors = torch.stack([(made.image - truth).square(), (who.reference - truth).square()]).mean(2).cpu()
+        decoder.append(float(made.maps.attention[:, 2].mean()))
         inside = masks[:, 0].cpu()
         sums += torch.stack([(errors * part).sum((1, 2, 3)) for part in (inside, 1 - inside)])
         ratios.append(float(errors[0].mean() / errors[1].mean()))
@@ -241,7 +246,7 @@ def judge(model: Head3D, clips: ClipSet) -> tuple[dict[str, Any], np.ndarray, di
     ours, copied = sums.sum(0).tolist()
     inside, outside = (sums[:, 0] / sums[:, 1]).tolist()
     figures: dict[str, Any] = {"ratio": ours / copied, "median": float(np.median(ratios))}
-    figures |= {"inside": inside, "outside": outside}
+    figures |= {"inside": inside, "outside": outside, "decoder_share": float(np.mean(decoder))}
     for measure, part in pd.DataFrame(rows, columns=["measure", "correlation", "ratio"]).groupby("measure"):
         error = part["correlation"].std() / math.sqrt(len(part))
         figures[str(measure)] = [
@@ -266,7 +271,8 @@ def main() -> None:
     parser.add_argument("rest", nargs="*", help="of fuse: a name, and settings as section.key=JSON; of base: settings")
     parser.add_argument("--preset", type=Path, default=Path("flows/presets/local.yaml"))
     parser.add_argument("--split", type=Path, help="of pack: who is for testing")
-    parser.add_argument("--seconds", type=float, help="of stage 2 (110) or 3 (225)")
+    parser.add_argument("--seconds", type=float, help="of stage 2 (else its steps) or 3 (225)")
+    parser.add_argument("--compile", action="store_true", help="of base: stage 2's losses")
     parser.add_argument("--out", type=Path, default=Path())
     given = parser.parse_args()
     first, second = given.paths
@@ -276,7 +282,7 @@ def main() -> None:
     device = choose_device("auto")
     if given.what == "base":
         params = changed(load_params(given.preset, complete=False), given.rest)
-        say(json.dumps(base(first, second, params, given.seconds or 110.0, device)))
+        say(json.dumps(base(first, second, params, given.seconds or 0.0, device, given.compile)))
         return
     name, *settings = given.rest
     model, test, figures = fuse(first, second, settings, given.seconds or 225.0, device)

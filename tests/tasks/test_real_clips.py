@@ -52,6 +52,7 @@ def test_packed_clips_are_trained_on_and_judged(
     assert figures["settings"] == ["fusion.parts_steps=1"]
     assert figures["fusion_steps"] > 1
     assert 0 < figures["ratio"] < 100
+    assert 0.01 < figures["decoder_share"] < 0.99
     assert (tmp_path / "one.png").stat().st_size > 1000
     assert list(pd.read_pickle(tmp_path / "one.pkl")) == ["p0"]
 
