@@ -30,7 +30,7 @@ def export(
 ) -> None:
     """Write the path of a frame and that of a subject, load both again, and compare them with the model.
 
-    interface.json and README.txt beside them say what goes in and comes out. Cropping and parsing are not in the files.
+    interface.json and USAGE.txt beside them say what goes in and comes out. Cropping and parsing are not in the files.
 
     Examples:
 

@@ -104,8 +104,8 @@ def write_attention_sheet(
         pick: even or spread, see `tasks.references`.
 
     Returns:
-        Rows, mean attention inside the head over the rows that have a head mask, and device; `notices`, why they are
-        not to be trusted.
+        Rows, mean attention inside the head over the rows that have a head mask, and device; `left_out`: which parts
+        of the driving video are not used; `notices`, why the rows are not to be trusted.
 
     Raises:
         StageError: `out` cannot be written, the model is not trained, or one of the videos cannot be used.
@@ -130,4 +130,5 @@ def write_attention_sheet(
         *subject_notices(person, ready, crop, limits),
         *driving_notices(motion.measures, model.pose(images * masks).angles_deg, model, crop, limits, checkpoints),
     ]
-    return {"rows": len(at), **means, "device": str(where), "notices": said}
+    parts = {"left_out": motion.left_out} if motion.left_out else {}
+    return {"rows": len(at), **means, "device": str(where), **parts, "notices": said}

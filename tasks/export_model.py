@@ -207,7 +207,7 @@ def export_model(
 
     Args:
         checkpoints: Folder with geometry/, canonical/ and fusion/.
-        folder: `frame.*`, `subject.*`, `interface.json` and `README.txt` go here.
+        folder: `frame.*`, `subject.*`, `interface.json` and `USAGE.txt` go here.
         form: torch (`.pt2`) or onnx.
         batch: Frames at a time.
         references: N.
@@ -243,7 +243,7 @@ def export_model(
         figures[file.name] = {"megabytes": round(file.stat().st_size / 1e6, 2), **apart}
         described[file.name] = {**interface(one, expected), "difference_to_the_model": apart}
     (folder / "interface.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.txt").write_text(_readme(ending, described), encoding="utf-8")
+    (folder / "USAGE.txt").write_text(_readme(ending, described), encoding="utf-8")
     return figures
 
 

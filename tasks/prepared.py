@@ -44,6 +44,7 @@ class HeadVideo(NamedTuple):
         measures: Those of `Measured.figures`.
         first: Which frame of the file the first one is: the face may come late.
         times_s: When each is shown, `(T,)`, seconds from the file's start.
+        left_out: Which parts of the file are not used, in words; empty if all of it is.
     """
 
     frames: np.ndarray
@@ -52,6 +53,7 @@ class HeadVideo(NamedTuple):
     measures: dict[str, float]
     first: int
     times_s: np.ndarray
+    left_out: str = ""
 
     def tensors(self, index: torch.Tensor | slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Some frames as the networks take them.
@@ -285,7 +287,7 @@ def prepare(path: Path, crop: Crop, parse: Parse, device: str) -> HeadVideo:
     if not frames:
         raise StageError(f"{path.name}: no frame of it can be read a second time; copy the file anew")
     parts = np.concatenate(frames), np.concatenate(heads), video.info.fps, measured.figures()
-    return HeadVideo(*parts, video.track.first, np.concatenate(times_s))
+    return HeadVideo(*parts, video.track.first, np.concatenate(times_s), video.left_out)
 
 
 def lost_share(looks: Looks, track: FrameTrack) -> float:

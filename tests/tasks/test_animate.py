@@ -211,6 +211,7 @@ def test_parts_without_the_face_are_said_to_be_left_out(videos: dict[str, Path],
     last_s = (96 - 12 - summary["frames"]) / 25
     assert summary["left_out"] == f"the first 0.48 s and the last {last_s:.2f} s: the face could not be followed there"
     whole = prepare(tmp_path / "gap.mp4", *load_preparation(checkpoints), "cpu")
+    assert whole.left_out == summary["left_out"]
     assert (whole.first, whole.times_s[0], len(whole.times_s)) == (12, pytest.approx(0.48), summary["frames"])
 
 

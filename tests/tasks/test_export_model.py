@@ -66,8 +66,8 @@ def test_a_frames_onnx_file_gives_the_models_frames(checkpoints: Path, tmp_path:
     described = json.loads((tmp_path / "interface.json").read_text())["frame.onnx"]
     assert [one["name"] for one in described["inputs"]] == ["driving", "mask", *SubjectState._fields]
     assert [one["name"] for one in described["outputs"]] == ["frame", "angles_deg", "translation_m"]
-    assert "onnxruntime" in (tmp_path / "README.txt").read_text()
-    assert {file.name for file in tmp_path.iterdir()} == {"frame.onnx", "interface.json", "README.txt"}
+    assert "onnxruntime" in (tmp_path / "USAGE.txt").read_text()
+    assert {file.name for file in tmp_path.iterdir()} == {"frame.onnx", "interface.json", "USAGE.txt"}
 
 
 def test_the_two_paths_one_after_the_other_are_the_model_also_in_the_relative_mode(model: Head3D):

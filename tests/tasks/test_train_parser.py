@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,23 @@ def test_training_learns_and_an_interrupted_run_goes_on(
     with torch.no_grad():
         untrained = parsing_loss(torch.zeros(len(ids), CLASSES, 64, 64), ids)
         assert parsing_loss(load_parser(out)(pictures), ids) < 0.8 * untrained
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_parser, "score", lambda *_: {})
+    settings = dataclasses.replace(SETTINGS, steps=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for save_every_s in (0.0, 1e9):  # the state to resume from does not fit, or the weights
+        monkeypatch.setattr(train_parser, "SAVE_EVERY_S", save_every_s)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))  # what a full disk does; Python ignores SIGXFSZ
+        try:
+            with pytest.raises(StageError, match="size limit"):
+                train_parser.train_parser(folder, tmp_path / "p.safetensors", settings, CPU)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_can_begin_from_weights_and_keep_a_share_of_them(
