@@ -269,6 +269,7 @@ class Fusion(Section):
     parts_weight: NonNegativeFloat  # flow_net.parts is held to eyes, brows, nose and lips, and moves them
     equivariance_weight: NonNegativeFloat
     attention_weight: NonNegativeFloat  # holds the attention's logits together, so that no map is given up for good
+    regions_weight: NonNegativeFloat  # keeps Phi's free regions apart and where they can still move
     heads_per_clip: NonNegative  # canonical heads made beforehand, each of other references; 0: made in every step
     train: Optim
     lr: PositiveFloat

@@ -13,7 +13,7 @@ from models.canonical import HeadLayer
 from models.coder import ImageDecoder, ImageEncoder
 from models.config import CoderNet, FlowNet
 from models.geometry import pixel_grid
-from models.motion import FlowPredictor, FusionMaps, Regions, Seen
+from models.motion import FlowPredictor, FusionMaps, Looked, Regions, Seen
 from models.warp import sample_grid, sampling_grid
 
 
@@ -25,7 +25,7 @@ class Fused(NamedTuple):
         maps: Flows and attention that made it.
         regions: Of s_dri.
         regions_reference: Of s_ref.
-        regions_moved: Of `moved`, if that was given; without those that are held to parts of the face.
+        looked: What Phi saw, `moved` included; None where s_ref had been looked at before.
         mixture: The two warped images by the attention, before the decoder's correction, as `image`.
     """
 
@@ -33,7 +33,7 @@ class Fused(NamedTuple):
     maps: FusionMaps
     regions: Regions
     regions_reference: Regions
-    regions_moved: Regions | None
+    looked: Looked | None
     mixture: Tensor
 
 
@@ -144,7 +144,8 @@ class FusionNetwork(nn.Module):
         """
         # black in the head's place would spoil the batch norms' statistics
         shown = head.image if self.with_head else reference
-        (of_head, of_reference, of_driving), of_moved = self.flow.see((shown, reference, driving), moved)
+        looked = self.flow.see((shown, reference, driving), moved)
+        of_head, of_reference, of_driving = looked.seen
         maps = self.flow.mix(of_head, of_reference, of_driving.regions)
         if head_first and self.with_head:
             maps = attend_to_head(maps)
@@ -156,7 +157,7 @@ class FusionNetwork(nn.Module):
             maps = attend_without_head(maps)
             features_head = features = tuple(self.encoder(reference))
         image, mixture, maps = self.compose(head, reference, maps, features_head, features)
-        return Fused(image, maps, of_driving.regions, of_reference.regions, of_moved, mixture)
+        return Fused(image, maps, of_driving.regions, of_reference.regions, looked, mixture)
 
     def look(self, reference: Tensor) -> ReferenceLook:
         """What `fuse` needs of s_ref.
@@ -164,7 +165,7 @@ class FusionNetwork(nn.Module):
         Args:
             reference: s_ref, `(B, 3, H, W)`, in [0, 1].
         """
-        (seen,), _ = self.flow.see([reference])
+        (seen,) = self.flow.see([reference]).seen
         return ReferenceLook(reference, *seen, tuple(self.encoder(reference)))
 
     def fuse(self, head: HeadLayer, reference: ReferenceLook, driving: Tensor) -> Fused:
@@ -181,11 +182,11 @@ class FusionNetwork(nn.Module):
         """
         of_reference = Seen(reference.small, reference.regions)
         if self.with_head:
-            (of_head, (_, of_driving)), _ = self.flow.see([head.image, driving])
+            of_head, (_, of_driving) = self.flow.see([head.image, driving]).seen
             features: Sequence[Tensor] = [to_be_sampled(feature) for feature in self.encoder(head.image)]
         else:
             of_head, features = of_reference, reference.features
-            ((_, of_driving),), _ = self.flow.see([driving])
+            ((_, of_driving),) = self.flow.see([driving]).seen
         maps = self.flow.mix(of_head, of_reference, of_driving)
         if not self.with_head:
             maps = attend_without_head(maps)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.geometry import pixel_grid
+from models.kept import constant
 from models.motion import Regions, heat_maps, matrix_sqrt
 from models.precision import full_precision
 from models.warp import normalised_grid
@@ -140,19 +141,47 @@ def part_shares(shares: Tensor, parts: Tensor, mean: Callable[[Tensor, Tensor], 
     return mean(-lost.sum() / 2, weight.sum())
 
 
-def unevenness(logits: Tensor) -> Tensor:
+def unevenness(logits: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
     """How far a softmax is from the middle, where it can still learn: squared logits about their mean.
 
     Source: our choice. A share of nearly 0 has nearly no gradient; Omega_F, whose features count by a_dec, was given
     up in one of two trainings, and what a head uncovers was not painted any more (`.readme/results.md`, stage 3).
 
     Args:
-        logits: `(B, C, h, w)`.
+        logits: Of any shape.
+        dim: Over which the softmax is taken.
 
     Returns:
         Scalar.
     """
-    return (logits - logits.mean(1, keepdim=True)).square().mean()
+    return (logits - logits.mean(dim, keepdim=True)).square().mean()
+
+
+APART, HEAT_SHARE = 0.1, 1e-3
+"""Free regions whose centres are nearer than the root of the first (normalised coordinates) crowd one another; and what
+the logits of their heat maps count beside that."""
+
+
+@full_precision
+def crowding(regions: Regions, logits: Tensor) -> Tensor:
+    """How much free regions crowd one another, and how near they are to being stuck.
+
+    Source: squared distances below 0.1 count, as in FaceV2V's prior of keypoints [43]; the logits are our choice. Left
+    to L_rec and equivariance, all free regions lay on one point between the eyes, or on single pixels of a corner,
+    where a heat map has no gradient left, and nothing moved shoulders and hair (`.readme/results.md`, stage 3).
+
+    Args:
+        regions: `(B, K, ...)`.
+        logits: Of their heat maps, `(B, K, h, w)`, before the temperature.
+
+    Returns:
+        Scalar; 0 for a single region with an even map.
+    """
+    centre = regions.centre
+    away = (centre[:, :, None] - centre[:, None]).square().sum(-1)
+    itself = constant("itself", (centre.shape[1],), away, lambda: torch.eye(centre.shape[1], device=away.device))
+    crowded = ((APART - away).clamp(min=0) * (1 - itself)).sum((1, 2)).mean() / centre.shape[1]
+    return crowded + HEAT_SHARE * unevenness(logits, (2, 3))
 
 
 def _relative_difference(a: Tensor, b: Tensor) -> Tensor:

@@ -49,6 +49,22 @@ class Seen(NamedTuple):
     regions: Regions
 
 
+class Looked(NamedTuple):
+    """What Phi sees in several batches of images.
+
+    Attributes:
+        seen: Of each batch.
+        moved: The free regions of the transformed last one, if there is one.
+        free: The free regions of all of them one after the other, the transformed one too.
+        logits: Of the heat maps of `free`.
+    """
+
+    seen: list[Seen]
+    moved: Regions | None
+    free: Regions
+    logits: Tensor
+
+
 class FusionMaps(NamedTuple):
     """What Phi gives to Eq. 7.
 
@@ -134,10 +150,10 @@ class RegionPredictor(nn.Module):
         self.body = Hourglass(3, width, max_width, blocks)
         self.head = nn.Conv2d(self.body.channels, regions, 7, padding=3)
 
-    def forward(self, image: Tensor) -> Regions:
-        """Regions of `image (B, 3, h, w)` in [0, 1]."""
+    def forward(self, image: Tensor) -> tuple[Regions, Tensor]:
+        """Regions of `image (B, 3, h, w)` in [0, 1], and the logits of their heat maps, `(B, K, h, w)`."""
         logits = scores((self.head,), self.body(torch.rsub(image, -1, alpha=-2)))
-        return regions_from_heat((logits.flatten(2) / self.temperature).softmax(-1).view_as(logits))
+        return regions_from_heat((logits.flatten(2) / self.temperature).softmax(-1).view_as(logits)), logits
 
 
 @full_precision
@@ -316,9 +332,7 @@ class FlowPredictor(nn.Module):
         features = torch.cat([heat[:, :, :, None], moved], dim=3).flatten(1, 3)
         return grids, features, _out_of_reach(unit[:, 2:], self.held) if self.held else None
 
-    def see(
-        self, images: Sequence[Tensor], moved: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[list[Seen], Regions | None]:
+    def see(self, images: Sequence[Tensor], moved: Callable[[Tensor], Tensor] | None = None) -> Looked:
         """Regions of several batches, each network in one pass, so that a batch norm sees what it sees in use.
 
         Args:
@@ -326,23 +340,22 @@ class FlowPredictor(nn.Module):
             moved: For the equivariance loss: the last, at Phi's scale, to a transformed one.
 
         Returns:
-            What is known of each; the free regions of the transformed one, if any.
+            What is known of them.
         """
         small = [_shrunk(image, self.scale) for image in images]
         watched = [*small, moved(small[-1])] if moved is not None else small
-        found = _apart(self.regions(torch.cat(watched)), len(watched))
-        free, of_moved = found[: len(small)], found[-1] if moved is not None else None
-        if self.parts is None:
-            return [Seen(*pair) for pair in zip(small, free, strict=True)], of_moved
-        held = self.find_parts(images)
-        pairs = zip(held, free, strict=True)
-        regions = [Regions(*(torch.cat(both, 1) for both in zip(*pair, strict=True))) for pair in pairs]
-        return [Seen(*pair) for pair in zip(small, regions, strict=True)], of_moved
+        free, logits = self.regions(torch.cat(watched))
+        found = _apart(free, len(watched))
+        regions, of_moved = found[: len(small)], found[-1] if moved is not None else None
+        if self.parts is not None:
+            pairs = zip(self.find_parts(images), regions, strict=True)
+            regions = [Regions(*(torch.cat(both, 1) for both in zip(*pair, strict=True))) for pair in pairs]
+        return Looked([Seen(*pair) for pair in zip(small, regions, strict=True)], of_moved, free, logits)
 
     def find_parts(self, images: Sequence[Tensor]) -> list[Regions]:
         """The held regions alone, of images `(B, 3, H, W)`."""
         assert self.parts is not None
-        return _apart(self.parts(torch.cat([_shrunk(image, self.part_scale) for image in images])), len(images))
+        return _apart(self.parts(torch.cat([_shrunk(image, self.part_scale) for image in images]))[0], len(images))
 
     def mix(self, head: Seen, reference: Seen, driving: Regions) -> FusionMaps:
         """Flows and attention from regions.

@@ -15,7 +15,7 @@ from models.canonical import HeadLayer, RecurrentCanonical, render_layer
 from models.config import Camera, Fusion, Params
 from models.fusion import FusionNetwork
 from models.geometry import intrinsics
-from models.losses import RandomTransform, equivariance, near_features, part_distance, part_shares, unevenness
+from models.losses import RandomTransform, crowding, equivariance, near_features, part_distance, part_shares, unevenness
 from models.motion import Regions
 from models.parser import load_parser
 from models.perceptual import PerceptualLoss
@@ -134,8 +134,9 @@ class FusionLoss:
         with mixed(driving.device, self.config.train.precision):
             fused = self.fusion(head, reference, driving, transform.warp)
             frame = self.perceptual(fused.image, driving)
-        assert fused.regions_moved is not None
-        equal = equivariance(fused.regions.free(self.fusion.flow.held), fused.regions_moved, transform)
+        assert fused.looked is not None
+        assert fused.looked.moved is not None
+        equal = equivariance(fused.regions.free(self.fusion.flow.held), fused.looked.moved, transform)
         with torch.no_grad():
             l1, copy = (fused.image - driving).abs().mean(), (reference - driving).abs().mean()
         # Without a weight it is only watched, and need not be followed back.
@@ -146,6 +147,9 @@ class FusionLoss:
         if self.config.attention_weight:
             losses["unevenness"] = unevenness(fused.maps.logits)
             total = total + self.config.attention_weight * losses["unevenness"]
+        if self.config.regions_weight:
+            losses["crowding"] = crowding(fused.looked.free, fused.looked.logits)
+            total = total + self.config.regions_weight * losses["crowding"]
         if self.config.parts_weight:
             known = self._known_parts(drawn)
             losses["parts"] = self._parts(fused.regions_reference, fused.regions, known)

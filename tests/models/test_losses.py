@@ -1,9 +1,10 @@
 """Losses: eyes and mouth are found where they are; what once blew up stays bounded."""
 
+import pytest
 import torch
 
-from models.losses import RandomTransform, equivariance, near_features
-from models.motion import Regions, scores
+from models.losses import HEAT_SHARE, RandomTransform, crowding, equivariance, near_features
+from models.motion import Regions, regions_from_heat, scores
 
 FACE = torch.tensor([[[20.0, 24.0], [44.0, 24.0], [32.0, 34.0], [24.0, 46.0], [40.0, 46.0]]])
 
@@ -43,3 +44,31 @@ def test_scores_are_not_rounded_inside_a_short_precision():
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, head(features), atol=1e-4, rtol=1e-4)
     assert (plain.float() - ours).abs().max() > 1e-2
+
+
+def test_crowding_by_hand_and_only_of_those_that_are_near():
+    even = torch.zeros(1, 3, 4, 4)
+    centre = torch.tensor([[[0.0, 0.0], [0.1, 0.2], [0.9, 0.9]]], requires_grad=True)
+    frames = torch.eye(2).expand(1, 3, 2, 2)
+    found = crowding(Regions(centre, frames), even)
+    assert found.item() == pytest.approx(2 * (0.1 - 0.05) / 3)
+    found.backward()
+    assert centre.grad is not None
+    assert (-centre.grad[0, 1] > 0).all()  # away from the first
+    assert (centre.grad[0, 2] == 0).all()
+    uneven = even.clone()
+    uneven[0, 0, 1, 1] = 16.0
+    alone = crowding(Regions(centre.detach() * 9, frames), uneven)
+    assert alone.item() == pytest.approx(HEAT_SHARE * (15.0**2 + 15 * 1.0) / 48)
+
+
+def test_a_heat_map_stuck_on_one_pixel_has_a_gradient_again():
+    """Its region does not follow the picture: equivariance tells it nothing, crowding lowers its peak."""
+    logits = torch.zeros(1, 2, 8, 8)
+    logits[0, 0, 7, 7] = 20.0
+    logits.requires_grad_()
+    regions = regions_from_heat((logits.flatten(2) / 0.1).softmax(-1).view_as(logits))
+    (of_place,) = torch.autograd.grad(regions.centre[0, 0].sum(), logits, retain_graph=True)
+    assert of_place[0, 0].abs().max() < 1e-6
+    (pulled,) = torch.autograd.grad(crowding(regions, logits), logits)
+    assert pulled[0, 0, 7, 7] > 1e-4

@@ -248,10 +248,14 @@ def test_regions_with_a_predictor_of_their_own_are_moved_by_labels_alone():
     torch.manual_seed(0)
     phi = FlowPredictor(FLOW).train()
     head, reference, driving = torch.rand(3, 2, 3, 32, 32)
-    (of_head, of_reference, of_driving), moved = phi.see([head, reference, driving], lambda image: image.flip(-1))
+    looked = phi.see([head, reference, driving], lambda image: image.flip(-1))
+    (of_head, of_reference, of_driving), moved = looked.seen, looked.moved
     assert of_driving.regions.centre.shape == (2, 4, 2)  # two held, two free
     assert moved is not None
     assert moved.centre.shape == (2, 2, 2)
+    assert looked.free.centre.shape == (8, 2, 2)
+    assert torch.equal(looked.free.centre[4:6], of_driving.regions.centre[:, 2:])
+    assert looked.logits.shape[:2] == (8, 2)
     maps = phi.mix(of_head, of_reference, of_driving.regions)
     assert phi.parts is not None
     held, free = list(phi.parts.parameters()), list(phi.regions.parameters())
@@ -275,7 +279,7 @@ def test_held_regions_are_looked_for_at_their_own_scale():
     checker[..., 1::2, ::2] -= 0.1
     checker[..., ::2, 1::2] -= 0.1
     checker[..., 1::2, 1::2] += 0.1
-    (seen,), _ = phi.see([image])
-    (other,), _ = phi.see([checker])
+    (seen,) = phi.see([image]).seen
+    (other,) = phi.see([checker]).seen
     change = (seen.regions.centre - other.regions.centre).abs().amax((0, 2))
     assert change[:2].min() > 5 * change[2:].max()
