@@ -137,10 +137,10 @@ def render_layer(head: CanonicalHead, pose: Pose, K: Tensor) -> HeadLayer:
 class RecurrentCanonical(nn.Module):
     """E_H, Lambda and Omega_H: the canonical head x_hat^c from any number of references (Sec. 3.2).
 
-    Our choices: Omega_H corrects the mean head (its colours, its mask and its depth, and
-    starts by changing nothing), so that training starts from x_bar^c instead of learning to paint faces first. And it
-    sees E_H's finer features, too, warped by Eq. 5 and averaged like x_bar^c, as Omega_F does by Eq. 7: through a
-    quarter of the size and the memory alone it sharpens nothing (`.readme/results.md`, stage 2).
+    Our choices: Omega_H corrects the mean head (its colours, its mask and its depth, and starts by changing nothing),
+    so that training starts from x_bar^c instead of learning to paint faces first. And it sees E_H's finer features,
+    too, warped by Eq. 5 and averaged like x_bar^c, as Omega_F does by Eq. 7: through a quarter of the size and the
+    memory alone it sharpens nothing (`.readme/results.md`, stage 2).
     """
 
     def __init__(self, config: CoderNet) -> None:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.geometry import pixel_grid
-from models.kept import constant
 from models.motion import Regions, heat_maps, matrix_sqrt
 from models.precision import full_precision
 from models.warp import normalised_grid
@@ -179,8 +178,7 @@ def crowding(regions: Regions, logits: Tensor) -> Tensor:
     """
     centre = regions.centre
     away = (centre[:, :, None] - centre[:, None]).square().sum(-1)
-    itself = constant("itself", (centre.shape[1],), away, lambda: torch.eye(centre.shape[1], device=away.device))
-    crowded = ((APART - away).clamp(min=0) * (1 - itself)).sum((1, 2)).mean() / centre.shape[1]
+    crowded = (APART - away).clamp(min=0).sum((1, 2)).mean() / centre.shape[1] - APART  # without each beside itself
     return crowded + HEAT_SHARE * unevenness(logits, (2, 3))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -55,6 +57,17 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         OSError: The disk is full or read-only.
     """
     file.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
+
+
+def write_state(file: Path, state: Mapping[str, Any]) -> None:
+    """Write with `torch.save` through Python, for the same reason: its own writing raises a RuntimeError.
+
+    Raises:
+        OSError: The disk is full or read-only.
+    """
+    content = io.BytesIO()
+    torch.save(state, content)
+    file.write_bytes(content.getbuffer())
 
 
 def weights_of(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

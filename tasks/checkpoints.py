@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tasks.checkpoint_folder import WEIGHTS, write_tensors
+from tasks.checkpoint_folder import WEIGHTS, write_state, write_tensors
 
 KEPT = 2
 """So many checkpoints stay: should the newest be damaged, there is one before it."""
@@ -188,9 +187,7 @@ def save_checkpoint(folder: Path, state: TrainingState, fingerprint: str, revisi
 
 def _write(folder: Path, state: TrainingState, fingerprint: str, revision: str | None) -> None:
     write_tensors(folder / WEIGHTS, state.weights)
-    rest, content = {name: value for name, value in vars(state).items() if name != "weights"}, io.BytesIO()
-    torch.save(rest, content)  # not into the file: on a full disk that is a RuntimeError
-    (folder / STATE).write_bytes(content.getbuffer())
+    write_state(folder / STATE, {name: value for name, value in vars(state).items() if name != "weights"})
     about = {
         "step": state.step,
         "fingerprint": fingerprint,

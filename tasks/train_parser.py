@@ -7,7 +7,6 @@ views are drawn there, and the weights that are kept are a running mean over the
 from __future__ import annotations
 
 import copy
-import io
 import json
 import math
 import time
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from models.parser import CLASSES, HeadParser, load_parser
 from tasks import labels
+from tasks.checkpoint_folder import write_state, write_tensors
 from tasks.disk import storage_errors, whole_file
 from tasks.errors import StageError
 from tasks.output import check_output
@@ -99,12 +99,10 @@ def train_parser(folder: Path, out: Path, settings: ParserTraining, device: torc
 
 def save_weights(network: HeadParser, path: Path) -> None:
     """Write a trained network fused and in fp16; `load_parser` reads it."""
-    from safetensors.torch import save
-
     fused = copy.deepcopy(network).cpu().fuse()
-    weights = {name: value.half().contiguous() for name, value in fused.state_dict().items()}
+    weights = {name: value.half() for name, value in fused.state_dict().items()}
     with storage_errors(path.parent), whole_file(path) as partial:
-        partial.write_bytes(save(weights))
+        write_tensors(partial, weights)
 
 
 def parsing_loss(logits: Tensor, class_ids: Tensor) -> Tensor:
@@ -221,9 +219,7 @@ class _Run:
     def _save(self) -> None:
         self._resume.parent.mkdir(parents=True, exist_ok=True)
         with storage_errors(self._resume.parent), whole_file(self._resume) as partial:
-            content = io.BytesIO()
-            torch.save(self._state(), content)  # not into the file: on a full disk that is a RuntimeError
-            partial.write_bytes(content.getbuffer())
+            write_state(partial, self._state())
 
     def _load(self) -> None:
         state = torch.load(self._resume, map_location=self._device, weights_only=True)

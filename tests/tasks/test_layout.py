@@ -26,8 +26,8 @@ class Copied(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.convolution_backward.default:
             self.gradients += 1
-            # a picture with its opacity and depth, or of two by two pixels, is little to copy
-            large = [x for x in args[:2] if x.shape[1] > 5 and x.shape[2] * x.shape[3] > 4]
+            # a picture of three channels, or of two by two, is little to copy
+            large = [x for x in args[:2] if x.shape[1] > 3 and x.shape[2] * x.shape[3] > 4]
             self.copies += sum(not x.is_contiguous(memory_format=torch.channels_last) for x in large)
         return func(*args, **(kwargs or {}))
 
@@ -37,12 +37,15 @@ def as_compiled(monkeypatch: pytest.MonkeyPatch, compiled: bool = True) -> None:
     monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: compiled)
 
 
-@pytest.mark.parametrize(("stage", "allowed"), [("geometry", 0), ("canonical", 0), ("fusion", 1)])
+@pytest.mark.parametrize(("stage", "allowed"), [("geometry", 0), ("canonical", 1), ("fusion", 1)])
 def test_no_gradient_of_a_convolution_copies_its_features(
     stage: str, allowed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one allowed is of Phi's logits, whose softmax over places has its own order."""
+    """Allowed are that of Phi's logits, whose softmax over places has its own order, and that of Omega_H's five
+    channels, a picture with its opacity and depth."""
     params = with_batch(settings(geometry={"bootstrap": "both", "rendered_people": 1}), 2, 2)
+    deep = params.canonical.net.model_copy(update={"residual_blocks": 7})
+    params = params.model_copy(update={"canonical": params.canonical.model_copy(update={"net": deep})})
     job = make_job(params, stage, synthetic_clips(params, getattr(params, stage).train, 48, CPU))
     frozen = (part for part in vars(job.losses).values() if isinstance(part, torch.nn.Module))
     for network in (*job.modules.values(), *frozen):
@@ -51,7 +54,7 @@ def test_no_gradient_of_a_convolution_copies_its_features(
     step = params.geometry.bootstrap_steps if stage == "geometry" else 0
     with Copied() as seen:
         job.losses(job.losses.phase(step), job.losses.draw(step))["total"].backward()
-    assert seen.gradients >= 10
+    assert seen.gradients > 20
     assert seen.copies <= allowed
 
 
