@@ -23,6 +23,10 @@ LEAST_HEAD_SHARE = 0.02
 SATURATED, SATURATED_SHARE = 0.99, 0.99
 LEAST_DECODER_SHARE = 0.005
 """Of the attention on average: a decoder that is used has 0.05 to 0.1, one that was given up had 0.0002."""
+LEAST_APART, STILL, LEAST_MOVING = 0.2, 0.003, 0.5
+"""Free regions, in normalised coordinates: the mean distance of two (0.8 in a training where they are kept apart, 0.04
+and 0.05 in two where all lay on one point); a region whose centre varies less from frame to frame is stuck on a pixel;
+and how many of them must not be."""
 LEAST_CHANGE = 0.001
 """A quarter of a grey level: what a decoder that has learned nothing changes."""
 
@@ -72,6 +76,23 @@ def attention_figures(attention: Tensor) -> dict[str, float]:
     return {"saturated_share": saturated, "decoder_share": float(attention[:, 2].mean())}
 
 
+def region_figures(centre: Tensor) -> dict[str, float]:
+    """Where Phi's free regions are.
+
+    Args:
+        centre: Of K regions in n frames, `(n, K, 2)`, normalised coordinates.
+
+    Returns:
+        `regions_apart`, the mean distance of two; `regions_moving`, the share of those whose centre is not the same in
+        all frames. Nothing where there are not two to compare.
+    """
+    frames, count, _ = centre.shape
+    if count < 2 or frames < 2:
+        return {}
+    apart = (centre[:, :, None] - centre[:, None]).norm(dim=-1).sum((1, 2)).mean() / (count * (count - 1))
+    return {"regions_apart": float(apart), "regions_moving": float((centre.std(0).amax(-1) > STILL).float().mean())}
+
+
 def dangers(health: Mapping[str, float]) -> list[Danger]:
     """What has collapsed.
 
@@ -117,6 +138,18 @@ def dangers(health: Mapping[str, float]) -> list[Danger]:
             f"the decoder was given up: a_dec is below {LEAST_DECODER_SHARE:g} on average, so that nothing paints what "
             "the head uncovers; raise fusion.attention_weight",
         )
+    look(
+        "regions_apart",
+        LEAST_APART,
+        f"Phi's free regions lie on one another, less than {LEAST_APART:g} apart on average, so that nothing moves "
+        "shoulders and hair; raise fusion.regions_weight",
+    )
+    look(
+        "regions_moving",
+        LEAST_MOVING,
+        f"more than {1 - LEAST_MOVING:.0%} of Phi's free regions are stuck on the same pixel of every frame; raise "
+        "fusion.regions_weight or lower fusion.lr",
+    )
     look(
         "decoder_change",
         LEAST_CHANGE,

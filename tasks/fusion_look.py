@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 
 from models.precision import mixed
-from tasks.collapse import attention_figures
+from tasks.collapse import attention_figures, region_figures
 from tasks.training_look import Look
 
 if TYPE_CHECKING:
@@ -31,5 +32,7 @@ def look_at_fusion(loss: FusionLoss) -> Look:
             attention, driving.shape[-2:], mode="nearest"
         ),
     }
+    held = loss.fusion.flow.held
+    free = torch.cat([regions.free(held).centre.float() for regions in (fused.regions_reference, fused.regions)])
     change = float((fused.image - fused.mixture).abs().mean())
-    return Look(images, {**attention_figures(attention), "decoder_change": change})
+    return Look(images, {**attention_figures(attention), **region_figures(free), "decoder_change": change})

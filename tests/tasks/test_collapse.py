@@ -13,7 +13,7 @@ from models.config import Params
 from models.pose_net import HeadPose
 from tasks.bench_train import make_job, synthetic_clips, with_batch
 from tasks.clip_data import ClipSet
-from tasks.collapse import attention_figures, dangers, relief_mm, yaw_spread_deg
+from tasks.collapse import attention_figures, dangers, region_figures, relief_mm, yaw_spread_deg
 from tasks.training import Training, train
 from tasks.training_log import resting
 from tasks.training_look import Look
@@ -141,6 +141,26 @@ def test_figures_by_hand():
     assert [spread, known] == pytest.approx([2**0.5, 8**0.5])
     attention = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).T.reshape(1, 3, 1, 2)
     assert attention_figures(attention) == {"saturated_share": 0.5, "decoder_share": 0.0}
+
+
+def test_where_free_regions_are():
+    """Three regions in two frames: two lie on one another and move along, one is stuck."""
+    centre = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [0.9, 0.9]], [[0.3, 0.0], [0.3, 0.0], [0.9, 0.9]]])
+    apart = (1.62**0.5 + (0.36 + 0.81) ** 0.5) / 2 * 2 / 3
+    assert region_figures(centre) == pytest.approx({"regions_apart": apart, "regions_moving": 2 / 3})
+    assert region_figures(centre[:, :1]) == {}
+
+
+def test_crowded_and_stuck_regions_are_named(params: Params, clips: ClipSet):
+    job = make_job(params, "fusion", clips)
+    flow = job.modules["fusion"].flow
+    constant(flow.regions.head)  # type: ignore[union-attr, arg-type]
+    figures = look(job).figures
+    assert figures["regions_apart"] == pytest.approx(0.0, abs=1e-5)  # every heat map is even: all in the middle
+    assert figures["regions_moving"] == 0.0
+    assert {"regions_apart", "regions_moving"} <= set(found(job))
+    torch.nn.init.normal_(flow.regions.head.weight, std=0.5)  # type: ignore[union-attr, arg-type]
+    assert not {"regions_apart", "regions_moving"} & set(found(job))
 
 
 class Flat:
