@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from tasks.checkpoints import CheckpointWriter, TrainingState, git_revision, loa
 from tasks.disk import storage_errors
 from tasks.errors import StageError
 from tasks.training import train
+from tests.tasks.full_disk import small_files
 from tests.tasks.small_training import result, small_job, small_runtime
 
 ROOT = Path(__file__).parents[2]
@@ -178,12 +178,9 @@ def test_a_run_never_loses_more_than_two_minutes():
 
 
 @pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file may be larger than this: what a full disk does, without a disk of its own."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))  # Python ignores SIGXFSZ
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def full_disk() -> Iterator[None]:
+    with small_files(3_000):
+        yield
 
 
 def state_of(weights: int, average: int) -> TrainingState:
@@ -191,7 +188,7 @@ def state_of(weights: int, average: int) -> TrainingState:
     return TrainingState(1, values, {"w": torch.zeros(average)}, {}, [], [], torch.empty(0, 0))
 
 
-@pytest.mark.usefixtures("small_files")
+@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize(("weights", "average"), [(1000, 1), (1, 1000)])
 def test_a_full_disk_is_told_and_half_a_checkpoint_removed(weights: int, average: int, tmp_path: Path):
     """The weights do not fit, or the state beside them."""
@@ -201,21 +198,21 @@ def test_a_full_disk_is_told_and_half_a_checkpoint_removed(weights: int, average
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("small_files")
+@pytest.mark.usefixtures("full_disk")
 def test_final_weights_that_do_not_fit_are_told_too(tmp_path: Path):
     with pytest.raises(StageError, match=r"size limit.*make room"), storage_errors(tmp_path):
         save_weights(tmp_path, {"w": torch.zeros(1000)}, {})
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("small_files")
+@pytest.mark.usefixtures("full_disk")
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path):
     with pytest.raises(StageError, match=r"size limit"), storage_errors(tmp_path):
         train(small_job(), tmp_path, "fp", small_runtime())
     assert steps_of(tmp_path) == []
 
 
-@pytest.mark.usefixtures("small_files")
+@pytest.mark.usefixtures("full_disk")
 def test_a_stopped_run_says_that_the_last_checkpoint_did_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(KeyboardInterrupt), storage_errors(tmp_path):
         train(small_job(at=stop_at(7, signal.SIGINT)), tmp_path, "fp", small_runtime(120.0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from tasks import crop, disk, parse
 from tasks.disk import check_room, check_writable, size_text, storage_errors, whole_file
 from tasks.errors import StageError
 from tasks.workers import Outcome
+from tests.tasks.full_disk import limit_files, small_files
 from tests.tasks.light import light_params, light_project, make_light, snapshot
 
 STAGES = {"crop": crop.run, "parse": parse.run}
@@ -46,9 +46,8 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         yield folder
         subprocess.run(["umount", "-l", str(folder)], check=True)
     else:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        yield folder
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with small_files(-1):
+            yield folder
 
 
 def fill(folder: Path, free: int) -> None:
@@ -56,14 +55,13 @@ def fill(folder: Path, free: int) -> None:
     if os.path.ismount(folder):
         (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - free))
     else:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        limit_files(4_000)
 
 
 def clear(folder: Path) -> None:
     """Make room again."""
     (folder / "filler").unlink(missing_ok=True)
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    limit_files(-1)
 
 
 @pytest.mark.parametrize(

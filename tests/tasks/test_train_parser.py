@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from tasks.parser_data import Augment, LabelledImages, mirror_labels, read_label
 from tasks.parser_network import EMBEDDED_FILE
 from tasks.parser_score import overlap, shrink
 from tasks.train_parser import ParserTraining, parsing_loss
+from tests.tasks.full_disk import small_files
 from tests.tasks.rendered import rendered_clip
 
 CPU = torch.device("cpu")
@@ -197,15 +197,10 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(
 ) -> None:
     monkeypatch.setattr(train_parser, "score", lambda *_: {})
     settings = dataclasses.replace(SETTINGS, steps=1)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for save_every_s in (0.0, 1e9):  # the state to resume from does not fit, or the weights
         monkeypatch.setattr(train_parser, "SAVE_EVERY_S", save_every_s)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))  # what a full disk does; Python ignores SIGXFSZ
-        try:
-            with pytest.raises(StageError, match="size limit"):
-                train_parser.train_parser(folder, tmp_path / "p.safetensors", settings, CPU)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with small_files(3_000), pytest.raises(StageError, match="size limit"):
+            train_parser.train_parser(folder, tmp_path / "p.safetensors", settings, CPU)
         assert list(tmp_path.iterdir()) == []
 
 
