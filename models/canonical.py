@@ -148,12 +148,12 @@ class RecurrentCanonical(nn.Module):
         self.encoder, self.decoder = ImageEncoder(config), ImageDecoder(config, channels=5)
         self.memory = ConvLSTM(self.encoder.channels)
 
-    def forward(self, heads: Tensor, warped: Tensor, warp: Warp) -> CanonicalHead:
+    def forward(self, heads: Tensor, mean: CanonicalHead, warp: Warp) -> CanonicalHead:
         """Encode the references, warp their features to the canonical frame (Eq. 5), gather and decode them.
 
         Args:
             heads: x_i, `(B, N, 3, H, W)`, in [0, 1].
-            warped: x_i^c from `warp_references`, `(B, N, 3, H, W)`.
+            mean: x_bar^c, from `mean_canonical`.
             warp: From `warp_references`; B * N rows.
 
         Returns:
@@ -175,7 +175,6 @@ class RecurrentCanonical(nn.Module):
 
         change = self.decoder(gathered, add_detail).float()
         colour, opacity, relief = change.split([3, 1, 1], 1)
-        mean = mean_canonical(warped, warp)
         known = (mean.image / mean.mask.clamp(min=1e-3)).clamp(0.01, 0.99)
         mask = (mean.mask * (1 + opacity.tanh())).clamp(max=1)
         image = torch.sigmoid(known.logit() + colour) * mask

@@ -96,7 +96,9 @@ class Head3D:
         K = intrinsics(images.shape[-2], images.shape[-1], self.camera.fov_deg, device=images.device)
         pose, depth = self.pose(heads), self.depth(heads)
         warped, warp = warp_references(heads[None], masks[None], depth[None], pose.pose(), K)
-        head = mean_canonical(warped, warp) if use_mean else self.canonical(heads[None], warped, warp)
+        head = mean_canonical(warped, warp)
+        if not use_mean:
+            head = self.canonical(heads[None], head, warp)
         one = slice(reference, reference + 1)
         own = HeadPose(pose.angles_deg[one], pose.translation_m[one])
         return Subject(head, images[one], own)

@@ -55,13 +55,13 @@ class WarpedBatch(NamedTuple):
 
     Attributes:
         batch: N references and the driving frame.
-        warped: x_i^c, `(B, N, 3, H, W)`.
+        mean: Their x_bar^c.
         warp: How they were warped; B * N rows.
         driving: P_dri of the stored geometry.
     """
 
     batch: Batch
-    warped: Tensor
+    mean: CanonicalHead
     warp: Warp
     driving: Pose
 
@@ -73,7 +73,7 @@ def warped_batch(clips: ClipSet, drawn: Drawn, K: Tensor) -> WarpedBatch:
     references = HeadPose(angles[:, :-1].flatten(0, 1), translation[:, :-1].flatten(0, 1)).pose()
     driving = HeadPose(angles[:, -1], translation[:, -1]).pose()
     warped, warp = warp_references(batch.heads[:, :-1], batch.masks[:, :-1], depth[:, :-1], references, K)
-    return WarpedBatch(batch, warped, warp, driving)
+    return WarpedBatch(batch, mean_canonical(warped, warp), warp, driving)
 
 
 BLACK_SHARE = 0.3
@@ -105,24 +105,22 @@ class CanonicalLoss:
         drawn["ground"] = torch.rand(batch, 3, 1, 1, generator=generator) * coloured
         return drawn
 
-    def canonical(self, drawn: Drawn) -> tuple[WarpedBatch, CanonicalHead, CanonicalHead]:
-        """A step's batch, its x_hat^c and its x_bar^c."""
+    def canonical(self, drawn: Drawn) -> tuple[WarpedBatch, CanonicalHead]:
+        """A step's batch, and its x_hat^c."""
         warped = warped_batch(self.clips, drawn, self.K)
         with mixed(self.clips.device, self.config.train.precision):
-            recurrent = self.network(warped.batch.heads[:, :-1], warped.warped, warped.warp)
-        with torch.no_grad():
-            return warped, recurrent, mean_canonical(warped.warped, warped.warp)
+            return warped, self.network(warped.batch.heads[:, :-1], warped.mean, warped.warp)
 
     def heads(self, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
         """x_hat_dri, x_bar_dri (the mean head at the same pose) and x_dri of a step's batch, on black."""
-        warped, recurrent, mean = self.canonical(drawn)
-        rendered, rendered_mean = (render_head(head, warped.driving, self.K)[0] for head in (recurrent, mean))
+        warped, recurrent = self.canonical(drawn)
+        rendered, rendered_mean = (render_head(head, warped.driving, self.K)[0] for head in (recurrent, warped.mean))
         return rendered, rendered_mean, warped.batch.heads[:, -1]
 
     def __call__(self, phase: str, drawn: Drawn) -> dict[str, Tensor]:
         """`head` is Eq. 6; `mean_head`, the same error of x_bar^c, is only watched."""
         del phase
-        warped, recurrent, mean = self.canonical(drawn)
+        warped, recurrent = self.canonical(drawn)
         ground = drawn["ground"]
         target = warped.batch.heads[:, -1] + (1 - warped.batch.masks[:, -1]) * ground
 
@@ -132,7 +130,7 @@ class CanonicalLoss:
 
         head = error(recurrent)
         with torch.no_grad():
-            of_mean = error(mean)
+            of_mean = error(warped.mean)
         return {"head": head, "mean_head": of_mean, "total": head}
 
 

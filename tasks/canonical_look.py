@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from models.canonical import mean_canonical, render_head
+from models.canonical import render_head
 from models.precision import mixed
 from tasks.training_look import Look
 
@@ -17,13 +17,13 @@ def look_at_canonical(loss: CanonicalLoss) -> Look:
     from tasks.canonical import warped_batch
 
     drawn = {name: value.to(loss.clips.device) for name, value in loss.draw(0).items()}
-    batch, warped, warp, driving = warped_batch(loss.clips, drawn, loss.K)
+    batch, mean, warp, driving = warped_batch(loss.clips, drawn, loss.K)
     with mixed(batch.images.device, loss.config.train.precision):
-        head = loss.network(batch.heads[:, :-1], warped, warp)
+        head = loss.network(batch.heads[:, :-1], mean, warp)
     rendered, _ = render_head(head, driving, loss.K)
     images = {
         "reference": batch.images[:, 0],
-        "mean canonical head": mean_canonical(warped, warp).image,
+        "mean canonical head": mean.image,
         "canonical head": head.image,
         "in the driving pose": rendered,
         "driving head": batch.heads[:, -1],

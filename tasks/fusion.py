@@ -116,9 +116,9 @@ class FusionLoss:
             pose = HeadPose(angles[:, -1], translation[:, -1]).pose()
             layer = render_layer(known, pose, self.K)
             return layer, frames.images[:, 0], frames.images[:, -1]
-        batch, warped, warp, driving = warped_batch(self.clips, drawn, self.K)
+        batch, mean, warp, driving = warped_batch(self.clips, drawn, self.K)
         with mixed(self.clips.device, self.config.train.precision):
-            head = self.canonical(batch.heads[:, :-1], warped, warp)
+            head = self.canonical(batch.heads[:, :-1], mean, warp)
         return render_layer(head, driving, self.K), batch.images[:, 0], batch.images[:, -1]
 
     def __call__(self, phase: str, drawn: Drawn) -> dict[str, Tensor]:

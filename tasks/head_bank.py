@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.canonical import CanonicalHead, RecurrentCanonical, warp_references
+from models.canonical import CanonicalHead, RecurrentCanonical, mean_canonical, warp_references
 from models.config import Optim
 from models.precision import mixed
 from tasks.clip_data import ClipSet, Drawn, Recolour, draw_frames, draw_looks
@@ -135,7 +135,7 @@ def make_heads(
             depths = clips.depths(clip.to(device), frame.to(device))
             warped, warp = warp_references(heads, masks, depths, poses, K)
             with mixed(device, config.precision):
-                made = canonical(heads, warped, warp)
+                made = canonical(heads, mean_canonical(warped, warp), warp)
             image[index], mask[index] = ((part.float() * 255).round().byte() for part in made[:2])
             deep[index] = made.depth
     space.filled()
