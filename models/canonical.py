@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from models.coder import ConvLSTM, ImageDecoder, ImageEncoder
 from models.config import CoderNet
 from models.geometry import Pose
-from models.warp import Warp, pixels_from_canonical, sample, warp_canonical_from_frame, warp_frame_from_canonical
+from models.warp import (
+    Warp,
+    pixels_from_canonical,
+    sample,
+    sample_head,
+    warp_canonical_from_frame,
+    warp_frame_from_canonical,
+)
 
 SMOOTH_SHARE = 1 / 64
 """Of the width: so far in each direction the depth of a canonical head is averaged."""
@@ -52,7 +59,8 @@ def warp_references(heads: Tensor, masks: Tensor, depth: Tensor, pose: Pose, K: 
     """
     batch, count = heads.shape[:2]
     warp = warp_canonical_from_frame(depth.flatten(0, 1), masks.flatten(0, 1), pose, K)
-    warped = sample(heads.flatten(0, 1), warp.pixels) * (warp.visibility > 0)
+    sampled, _ = sample_head(heads.flatten(0, 1), masks.flatten(0, 1), warp.pixels)
+    warped = sampled * (warp.visibility > 0)
     return warped.view(batch, count, *heads.shape[2:]), warp
 
 
@@ -99,7 +107,7 @@ def render_head(head: CanonicalHead, pose: Pose, K: Tensor) -> tuple[Tensor, Ten
     """
     warp = warp_frame_from_canonical(head.depth, head.mask, pose, K)
     # The image is already black outside its mask: where the surface is seen, only the splat's support fades it.
-    return sample(head.image, warp.pixels) * (warp.visibility > 0), warp.visibility
+    return sample_head(head.image, head.mask, warp.pixels)[0] * (warp.visibility > 0), warp.visibility
 
 
 class HeadLayer(NamedTuple):
@@ -128,7 +136,7 @@ def render_layer(head: CanonicalHead, pose: Pose, K: Tensor) -> HeadLayer:
         The layer.
     """
     pixels, splat = pixels_from_canonical(head.depth, head.mask, pose, K)
-    image, mask = sample(torch.cat([head.image, head.mask], 1), pixels).split([3, 1], 1)
+    image, mask = sample_head(head.image, head.mask, pixels)
     visibility = splat.support[:, None] * mask
     # `head.image` holds colour times mask, and visibility is support times mask.
     return HeadLayer(image * (visibility / mask.clamp(min=1e-2)), visibility)

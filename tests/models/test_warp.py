@@ -1,12 +1,15 @@
 """Splatting and warping against a ray-cast sphere, and their gradients against finite differences."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.geometry import back_project, intrinsics, pose_from_euler
 from models.warp import (
     flow_from_pixels,
     sample,
+    sample_head,
+    sampling_grid,
     splat_depth,
     warp_canonical_from_frame,
     warp_frame_from_canonical,
@@ -50,6 +53,7 @@ def test_identity_pose_returns_the_image():
     for build in (warp_canonical_from_frame, warp_frame_from_canonical):
         warp = build(depth, mask, still, K)
         assert (sample(image, warp.pixels) - image).abs().max() < 1e-5
+        assert (sample_head(image, mask, warp.pixels)[0] - image).abs().max() < 1e-5
         assert warp.visibility.min() > 0.999
         assert flow_from_pixels(warp.pixels).abs().max() < 1e-3
 
@@ -120,7 +124,7 @@ def test_gradients_of_splat_and_warp():
     def warped(depth, weight, image, angles, shift):
         pose = pose_from_euler(angles[:1], angles[1:2], angles[2:], shift)
         warp = warp_canonical_from_frame(depth, weight, pose, small)
-        return sample(image, warp.pixels), warp.visibility, warp.depth
+        return sample(image, warp.pixels), *sample_head(image, weight, warp.pixels), warp.visibility, warp.depth
 
     assert torch.autograd.gradcheck(warped, (depth, weight, image, angles, shift), eps=1e-7, atol=2e-3, rtol=2e-3)
 
@@ -136,3 +140,32 @@ def test_outside_the_image_is_black_or_its_edge():
     away = torch.full((1, 4, 4, 2), 9.0)
     assert sample(image, away).max() == 0
     assert torch.allclose(sample(image, away, "border"), image)
+
+
+def test_a_head_sampled_twice_stays_nearer_to_the_ray_cast_than_bilinearly():
+    """Inside, and at the step to the black about it, where a cubic alone would overshoot."""
+    _, mask, depth = ray_cast(torch.eye(3))
+    for yaw in (-20.0, 10.0):
+        pose = turned(yaw, 8.0)
+        truth, truth_mask, truth_depth = ray_cast(pose.rotation[0])
+        back = warp_canonical_from_frame(truth_depth, truth_mask, pose, K)
+        there = warp_frame_from_canonical(depth, mask, pose, K)
+        cubic, opacity = sample_head(*sample_head(truth, truth_mask, back.pixels), there.pixels)
+        linear = sample(sample(truth, back.pixels), there.pixels)
+        seen = (there.visibility > 0.9) * truth_mask * (sample(back.visibility, there.pixels) > 0.9)
+        inside = -F.max_pool2d(-seen, 7, 1, 3)
+        assert psnr(cubic, truth, inside) > psnr(linear, truth, inside) + 3
+        assert psnr(cubic, truth, seen) > psnr(linear, truth, seen) + 1
+        for part in (cubic, opacity):
+            assert part.min() >= 0
+            assert part.max() <= 1
+
+
+def test_a_head_s_edge_gets_no_bright_rim():
+    mask = (torch.arange(8.0) > 3).float().expand(1, 1, 8, 8)
+    pixels = torch.stack(torch.meshgrid(torch.arange(8.0) + 0.4, torch.arange(8.0), indexing="xy"), -1)[None]
+    colour, opacity = (part[0, 0, 4, :6] for part in sample_head(0.5 * mask, mask, pixels))
+    assert F.grid_sample(mask, sampling_grid(pixels), "bicubic", align_corners=True)[0, 0, 4, :6].max() > 1.05
+    torch.testing.assert_close(colour, 0.5 * opacity)
+    assert opacity.max() == 1
+    assert opacity.min() == 0

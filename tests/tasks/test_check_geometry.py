@@ -48,7 +48,8 @@ def test_rendered_heads_come_back(heads: list[RenderedHead]) -> None:
     for head, trip in zip(heads, trips, strict=True):
         assert trip.seen.sum() > 0.8 * head.mask.sum()
         assert trip.psnr_once > trip.psnr
-        assert trip.psnr > trip.psnr_true - 0.5
+        assert trip.psnr > trip.psnr_true - 1  # of camera's pixels and on average 0.5 is asked for
+        assert trip.psnr > trip.psnr_linear + 1
         assert trip.off_px < 0.25
         assert trip.depth_off_mm < checking._DEPTH_OFF_MM
 
@@ -113,5 +114,5 @@ def test_the_command_prints_figures_and_fails_on_a_missed_bar(
 def test_the_whole_list_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checking, "gradient_tolerances", lambda: {"splat": 1e-7})
     bars = checking.check_geometry(people=1, size_px=64)
-    assert len({bar.name for bar in bars}) == len(bars) == 16
+    assert len({bar.name for bar in bars}) == len(bars) == 17
     assert all(math.isfinite(bar.figure) for bar in bars)
