@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.canonical import (
@@ -111,11 +112,11 @@ class CanonicalLoss:
         with mixed(self.clips.device, self.config.train.precision):
             return warped, self.network(warped.batch.heads[:, :-1], warped.mean, warped.warp)
 
-    def heads(self, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
-        """x_hat_dri, x_bar_dri (the mean head at the same pose) and x_dri of a step's batch, on black."""
+    def heads(self, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x_hat_dri, x_bar_dri (the mean head at the same pose) and x_dri of a step's batch, on black; its masks."""
         warped, recurrent = self.canonical(drawn)
         rendered, rendered_mean = (render_head(head, warped.driving, self.K)[0] for head in (recurrent, warped.mean))
-        return rendered, rendered_mean, warped.batch.heads[:, -1]
+        return rendered, rendered_mean, warped.batch.heads[:, -1], warped.batch.masks[:, -1]
 
     def __call__(self, phase: str, drawn: Drawn) -> dict[str, Tensor]:
         """`head` is Eq. 6; `mean_head`, the same error of x_bar^c, is only watched."""
@@ -136,22 +137,47 @@ class CanonicalLoss:
 
 @torch.no_grad()
 def compare_heads(loss: CanonicalLoss, batches: int) -> dict[str, float]:
-    """l_head of the recurrent and of the mean canonical head on clips that training has not seen.
+    """How near the recurrent and the mean canonical head come to heads that training has not seen, and how sharp.
 
     Args:
         loss: Over the test clips.
         batches: How many seeded batches to average.
 
     Returns:
-        `head_l1`, `head_l1_mean_canonical` and the gain in percent.
+        l_head `head_l1` and `head_l1_mean_canonical`, the gain in percent; `sharpness` and `sharpness_mean_canonical`,
+        their gradients well inside the driving head, relative to its own.
     """
-    ours, mean = 0.0, 0.0
+    errors, edges = torch.zeros(2), torch.zeros(3)
     for step in range(batches):
         drawn = {name: value.to(loss.clips.device) for name, value in loss.draw(step).items()}
-        rendered, rendered_mean, target = loss.heads(drawn)
-        ours += float(head_reconstruction(rendered, target).mean()) / batches
-        mean += float(head_reconstruction(rendered_mean, target).mean()) / batches
-    return {"head_l1": ours, "head_l1_mean_canonical": mean, "gain_percent": 100 * (1 - ours / max(mean, 1e-9))}
+        *rendered, target, masks = loss.heads(drawn)
+        errors += torch.stack([head_reconstruction(one, target).mean() for one in rendered]).cpu() / batches
+        edges += torch.stack([gradients_inside(one, masks) for one in (*rendered, target)]).cpu()
+    ours, mean = errors.tolist()
+    sharpness, sharpness_mean = (edges[:2] / edges[2].clamp(min=1e-9)).tolist()
+    return {
+        "head_l1": ours,
+        "head_l1_mean_canonical": mean,
+        "gain_percent": 100 * (1 - ours / max(mean, 1e-9)),
+        "sharpness": sharpness,
+        "sharpness_mean_canonical": sharpness_mean,
+    }
+
+
+def gradients_inside(image: Tensor, masks: Tensor) -> Tensor:
+    """Sum of the differences between neighbouring pixels inside heads, away from their edge by 1/32 of the width.
+
+    Args:
+        image: `(B, 3, H, W)`.
+        masks: Head masks, `(B, 1, H, W)`.
+
+    Returns:
+        Scalar.
+    """
+    rim = max(1, image.shape[-1] // 32)
+    inside = -F.max_pool2d(-masks, 2 * rim + 1, 1, rim)
+    across, down = image.diff(dim=-1).abs() * inside[..., 1:], image.diff(dim=-2).abs() * inside[..., 1:, :]
+    return across.sum() + down.sum()
 
 
 def canonical_job(config: Canonical, network: RecurrentCanonical, camera: Camera, clips: ClipSet) -> Training:

@@ -2,8 +2,9 @@
 on a machine that has a GPU, torch, pandas and Pillow, but none of the stores' and videos' libraries.
 
 python -m tests.tasks.real_clips pack data clips.pkl --split manifest.csv     # after `dvc repro parse`
-python -m tests.tasks.real_clips base clips.pkl base.pt --compile             # stages 1 and 2
-python -m tests.tasks.real_clips fuse clips.pkl base.pt local fusion.train.clip_norm=0.0   # stage 3, and judged
+python -m tests.tasks.real_clips geometry clips.pkl state.pt                  # stage 1
+python -m tests.tasks.real_clips canonical clips.pkl state.pt --compile       # stage 2
+python -m tests.tasks.real_clips fuse clips.pkl state.pt local fusion.train.clip_norm=0.0   # stage 3, and judged
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -163,43 +164,74 @@ def add_geometry(clips: ClipSet, networks: dict[str, torch.nn.Module]) -> None:
     clips.depth = depth.half()
 
 
-def base(file: Path, state: Path, params: Params, seconds: float, device: torch.device, fuse: bool) -> dict[str, float]:
-    """Stages 1 (its steps) and 2 (`seconds`; 0: its steps; compiled with `fuse`), kept in `state`."""
+class Kept(NamedTuple):
+    """What earlier stages left.
+
+    Attributes:
+        params: Their settings, with this stage's changes.
+        networks: Frozen.
+        train: The training clips, with geometry.
+        test: Those of people kept for testing, the same.
+    """
+
+    params: Params
+    networks: dict[str, torch.nn.Module]
+    train: ClipSet
+    test: ClipSet
+
+
+def kept(file: Path, state: Path, settings: list[str], device: torch.device) -> Kept:
+    """Read what the stages before left in `state`."""
+    saved = torch.load(state, map_location=device, weights_only=True)
+    params = changed(build(Params, saved["params"]), settings)
+    made = {**build_geometry(params.geometry, device), **build_canonical(params.canonical, device)}
+    networks = {name: network for name, network in made.items() if name in saved["networks"]}
+    for name, network in networks.items():
+        network.load_state_dict(saved["networks"][name])
+        network.eval().requires_grad_(False)
     train, test = (unpack(file, split, device) for split in ("train", "test"))
-    geometry = build_geometry(params.geometry, device)
-    figures = fit(geometry_job(params.geometry, geometry, train, 8, {}), 0.0)
     for clips in (train, test):
-        add_geometry(clips, geometry)
-    figures |= {**pose_agreement(test, params), **head_error(test, params)}
-    canonical, camera = build_canonical(params.canonical, device)["canonical"], params.geometry.camera
-    job = canonical_job(params.canonical, canonical, camera, train)  # type: ignore[arg-type]
-    figures |= fit(job, params.canonical.lr, seconds, fuse)
-    figures |= compare_heads(CanonicalLoss(params.canonical, canonical, camera, test), 8)  # type: ignore[arg-type]
-    networks = {name: one.state_dict() for name, one in {**geometry, "canonical": canonical}.items()}
-    torch.save({"networks": networks, "params": params.model_dump()}, state)
-    return figures
+        add_geometry(clips, networks)
+    return Kept(params, networks, train, test)
+
+
+def keep(state: Path, params: Params, networks: dict[str, torch.nn.Module]) -> None:
+    """What `kept` reads."""
+    states = {name: one.state_dict() for name, one in networks.items()}
+    torch.save({"networks": states, "params": params.model_dump()}, state)
+
+
+def stage1(file: Path, state: Path, params: Params, device: torch.device) -> dict[str, float]:
+    """Stage 1, kept in `state`; how it does on the test clips."""
+    train, test = (unpack(file, split, device) for split in ("train", "test"))
+    networks = build_geometry(params.geometry, device)
+    figures = fit(geometry_job(params.geometry, networks, train, 8, {}), 0.0)
+    keep(state, params, networks)
+    add_geometry(test, networks)
+    return {**figures, **pose_agreement(test, params), **head_error(test, params)}
+
+
+def stage2(
+    file: Path, state: Path, settings: list[str], seconds: float, device: torch.device, compiled: bool
+) -> dict[str, float]:
+    """Stage 2 (`seconds`; 0: its steps) on stage 1's, added to `state`; how it does on the test clips."""
+    params, networks, train, test = kept(file, state, settings, device)
+    made, camera = build_canonical(params.canonical, device), params.geometry.camera
+    job = canonical_job(params.canonical, made["canonical"], camera, train)  # type: ignore[arg-type]
+    figures = fit(job, params.canonical.lr, seconds, compiled)
+    keep(state, params, {**networks, **made})
+    loss = CanonicalLoss(params.canonical, made["canonical"], camera, test)  # type: ignore[arg-type]
+    return {**figures, **compare_heads(loss, 8)}
 
 
 def fuse(
     file: Path, state: Path, settings: list[str], seconds: float, device: torch.device
 ) -> tuple[Head3D, ClipSet, dict[str, float]]:
-    """Stage 3 for `seconds` on what `base` kept: the model, the test clips, and how long it took."""
-    kept = torch.load(state, map_location=device, weights_only=True)
-    params = changed(build(Params, kept["params"]), settings)
-    networks = {**build_geometry(params.geometry, device), **build_canonical(params.canonical, device)}
-    for name, network in networks.items():
-        network.load_state_dict(kept["networks"][name])
-        network.eval().requires_grad_(False)
-    train, test = (unpack(file, split, device) for split in ("train", "test"))
-    for clips in (train, test):
-        add_geometry(clips, networks)
-    fusion = build_fusion(params.fusion, device)
-    canonical = {"canonical": networks["canonical"]}
-    figures = fit(
-        fusion_job(params.fusion, fusion, canonical, params.geometry.camera, train, {}),
-        params.fusion.lr,
-        seconds,
-    )
+    """Stage 3 for `seconds` on what stages 1 and 2 kept: the model, the test clips, and how long it took."""
+    params, networks, train, test = kept(file, state, settings, device)
+    fusion, canonical = build_fusion(params.fusion, device), {"canonical": networks["canonical"]}
+    job = fusion_job(params.fusion, fusion, canonical, params.geometry.camera, train, {})
+    figures = fit(job, params.fusion.lr, seconds)
     parts: dict[str, Any] = {**networks, **fusion}
     return Head3D(**parts, camera=params.geometry.camera, size_px=test.size_px), test, figures
 
@@ -266,26 +298,29 @@ def row_of(reference: Tensor, driving: Tensor, made: Output, t: int) -> np.ndarr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["pack", "base", "fuse"])
+    parser.add_argument("what", choices=["pack", "geometry", "canonical", "fuse"])
     parser.add_argument("paths", type=Path, nargs=2)
-    parser.add_argument("rest", nargs="*", help="of fuse: a name, and settings as section.key=JSON; of base: settings")
+    parser.add_argument("rest", nargs="*", help="settings as section.key=JSON; of fuse a name before them")
     parser.add_argument("--preset", type=Path, default=Path("flows/presets/local.yaml"))
     parser.add_argument("--split", type=Path, help="of pack: who is for testing")
-    parser.add_argument("--seconds", type=float, help="of stage 2 (else its steps) or 3 (225)")
-    parser.add_argument("--compile", action="store_true", help="of base: stage 2's losses")
+    parser.add_argument("--seconds", type=float, help="of canonical (else its steps) or fuse (225)")
+    parser.add_argument("--compile", action="store_true", help="of canonical: its losses")
     parser.add_argument("--out", type=Path, default=Path())
     given = parser.parse_args()
     first, second = given.paths
     if given.what == "pack":
         pack(first, second, given.preset, given.split)
         return
-    device = choose_device("auto")
-    if given.what == "base":
+    device, seconds = choose_device("auto"), given.seconds or 0.0
+    if given.what == "geometry":
         params = changed(load_params(given.preset, complete=False), given.rest)
-        say(json.dumps(base(first, second, params, given.seconds or 0.0, device, given.compile)))
+        say(json.dumps(stage1(first, second, params, device)))
+        return
+    if given.what == "canonical":
+        say(json.dumps(stage2(first, second, given.rest, seconds, device, given.compile)))
         return
     name, *settings = given.rest
-    model, test, figures = fuse(first, second, settings, given.seconds or 225.0, device)
+    model, test, figures = fuse(first, second, settings, seconds or 225.0, device)
     judged, sheet, frames = judge(model, test)
     say(json.dumps({"name": name, "settings": settings, **figures, **judged}))
     Image.fromarray(sheet).save(given.out / f"{name}.png")

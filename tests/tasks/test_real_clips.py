@@ -1,4 +1,4 @@
-"""The program behind the figures on real people: pack, stages 1 and 2, stage 3 and its judgement, as one calls them."""
+"""The program behind the figures on real people: pack, the three stages and how the last is judged, as one calls it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_packed_clips_are_trained_on_and_judged(
     (tmp_path / "split.csv").write_text("clip,split\np0.mp4,test\np1.mp4,train\np2.mp4,train\nnobody.mp4,train\n")
     preset = tmp_path / "preset.yaml"
     preset.write_text(yaml.safe_dump(held_to_parts(settings()).model_dump(mode="json")))
-    file, state = tmp_path / "clips.pkl", tmp_path / "base.pt"
+    file, state = tmp_path / "clips.pkl", tmp_path / "state.pt"
     call(monkeypatch, "pack", paths.data, file, "--preset", preset, "--split", tmp_path / "split.csv")
     whole = load_clips(paths, None, torch.device("cpu"), with_geometry=False)
     tested = [index for index, person in enumerate(whole.table["identity"]) if person == "p0"]
@@ -43,10 +43,15 @@ def test_packed_clips_are_trained_on_and_judged(
     assert (found.frames.float() - whole.frames[tested].float()).abs().mean() < 4
     torch.testing.assert_close(found.landmarks, whole.landmarks[tested], equal_nan=True)
     capsys.readouterr()
-    call(monkeypatch, "base", file, state, "--preset", preset, "--seconds", 0.5)
-    base = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert base["geometry_steps"] == 8
-    assert {"corr_yaw", "head_l1_ratio", "gain_percent"} <= set(base)
+    call(monkeypatch, "geometry", file, state, "--preset", preset)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["geometry_steps"] == 8
+    assert {"corr_yaw", "head_l1_ratio"} <= set(figures)
+    call(monkeypatch, "canonical", file, state, "--seconds", 0.5)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["canonical_steps"] >= 20
+    assert 0.1 < figures["sharpness"] < 1.2
+    assert abs(figures["gain_percent"]) < 50
     call(monkeypatch, "fuse", file, state, "one", "fusion.parts_steps=1", "--seconds", 1, "--out", tmp_path)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["settings"] == ["fusion.parts_steps=1"]
